@@ -1,0 +1,173 @@
+"""What a user may set, with its default, its limits and its help text: one place for flags, environment, TOML and
+library."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from diptych.core.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "DIPTYCH_"
+OTHER_VARIABLES = frozenset({"DIPTYCH_CACHE", "DIPTYCH_CONFIG"})
+_UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
+
+
+def parse_bytes(value: object) -> object:
+    """Turn `512MB`, `1.5 GiB` or `1000000` into a number of bytes; leave anything that is no text alone."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.match(value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"{value!r} is no size; write it like 512MB, 2GB or 1GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+
+
+class ServeConfig(BaseModel):
+    """How to serve a model on this machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    model: str = Field(
+        default="smollm2-135m-instruct", description="Name, folder of OpenVINO IR, GGUF file, or hub id."
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+
+    prefill: int | None = Field(
+        default=None, ge=0, le=256, description="Prefill workers [default: 1, or 0 with --mixed]."
+    )
+    decode: int | None = Field(
+        default=None, ge=0, le=256, description="Decode workers [default: 1, or 0 with --mixed]."
+    )
+    mixed: int = Field(default=0, ge=0, le=256, description="Workers that do both in the same steps (the baseline).")
+    cores: list[int] | None = Field(
+        default=None, description="Cores to use, such as 0,1,2 [default: all that are allowed]."
+    )
+
+    engine: Literal["openvino", "modeled"] = Field(
+        default="openvino",
+        description="What computes; `modeled` takes time by a cost model and answers with made-up tokens.",
+    )
+    modeled_time_scale: float = Field(
+        default=1.0, ge=0, le=1000, description="Modeled engine: how many times the real one's time it takes; 0: none."
+    )
+    kv_dtype: Literal["auto", "f32", "bf16", "f16", "u8"] = Field(
+        default="auto", description="Precision of the KV cache; auto is bf16 where the CPU computes in it, else f32."
+    )
+    kv_bytes: Bytes = Field(
+        default=10**9, ge=10**5, description="Memory for all KV blocks of this machine, such as 2GB."
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=2,
+        description="Most tokens of prompt and answer together [default: the model's, as far as KV fits].",
+    )
+    max_num_seqs: int = Field(
+        default=64, ge=1, le=4096, description="Most sequences with blocks at a time, a decode worker."
+    )
+    chunk_tokens: int = Field(default=256, ge=16, le=65536, description="Most prompt tokens a prefill step computes.")
+    decode_chunk_tokens: int = Field(
+        default=64, ge=16, le=65536, description="The same in a step that also continues answers."
+    )
+    local_prefill_max_tokens: int = Field(
+        default=8, ge=0, description="A decode worker reads up to this many uncached prompt tokens itself."
+    )
+    exact: bool = Field(
+        default=False, description="Reuse only blocks written by prefill, so caching never changes an answer."
+    )
+    kv_checksums: bool = Field(
+        default=False, description="Compare checksums of what prefill wrote and decode reads (slow)."
+    )
+
+    request_timeout_s: float = Field(
+        default=600.0, gt=0, description="Most seconds from a request's arrival to its end."
+    )
+    drain_timeout_s: float = Field(
+        default=30.0, ge=0, description="Seconds that running answers get after Ctrl-C or SIGTERM."
+    )
+    start_timeout_s: float = Field(default=120.0, gt=0, description="Seconds until everything must be ready.")
+    max_queue: int = Field(default=1024, ge=1, description="Most requests running and waiting; further ones get 429.")
+
+    @model_validator(mode="after")
+    def _has_workers(self) -> "ServeConfig":
+        if self.num_decode + self.mixed == 0:
+            raise ValueError("somebody must write answers: set --decode or --mixed to at least 1")
+        if self.num_prefill and not self.num_decode:
+            raise ValueError("prefill workers need at least one decode worker: set --decode")
+        return self
+
+    @property
+    def num_prefill(self) -> int:
+        """Prefill workers, the default resolved."""
+        return self.prefill if self.prefill is not None else int(self.mixed == 0)
+
+    @property
+    def num_decode(self) -> int:
+        """Decode workers, the default resolved."""
+        return self.decode if self.decode is not None else int(self.mixed == 0)
+
+
+def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], toml_path: Path | None) -> ServeConfig:
+    """Merge TOML < environment < flags (a flag of None was not given).
+
+    Raises: ConfigError naming the key, where it came from and what it may be.
+    """
+    from_file = _read_toml(toml_path) if toml_path is not None else {}
+    from_environment = _read_environment(environ)
+    given = {key: value for key, value in flags.items() if value is not None}
+    merged = {**from_file, **from_environment, **given}
+
+    def origin(key: str) -> str:
+        if key in given:
+            return "--" + key.replace("_", "-")
+        return ENVIRONMENT_PREFIX + key.upper() if key in from_environment else f"`{key}` in {toml_path}"
+
+    try:
+        return ServeConfig.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        text = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            text = f"{origin(str(first['loc'][0]))}: {text}, not {first['input']!r}"
+        raise ConfigError(text) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from None
+    for key in table:
+        _require_known(key, f"{path}: unknown key `{key}`")
+    return table
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in environ.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in OTHER_VARIABLES:
+            continue
+        key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
+        _require_known(key, f"unknown environment variable {name}")
+        values[key] = [part.strip() for part in value.split(",")] if key == "cores" else value
+    return values
+
+
+def _require_known(key: str, complaint: str) -> None:
+    if key in ServeConfig.model_fields:
+        return
+    close = difflib.get_close_matches(key, ServeConfig.model_fields, n=1)
+    raise ConfigError(complaint + (f"; did you mean {close[0]}?" if close else "; see `diptych serve --help`"))

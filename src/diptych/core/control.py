@@ -1,0 +1,112 @@
+"""What the launcher and a process that it started say to each other, over the socket that also is its lifeline.
+
+    launcher  --WorkerOrder-->  worker          compile the model launcher  <--LayoutReport--  worker          so large
+    is a block launcher  --Lease-->         worker          these blocks of the segment are yours; bind, warm up, say
+    hello to the router
+
+The socket stays open for as long as the launcher lives; a process that reads its end ends itself.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from diptych.core.ids import BlockId, WorkerId
+from diptych.core.messages import Role
+
+KVDtype = Literal["auto", "f32", "bf16", "f16", "u8"]
+EngineKind = Literal["openvino", "modeled"]
+
+
+class ModelOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Which weights to load."""
+
+    name: str
+    path: str
+    """Folder of the OpenVINO IR."""
+    key: str
+    """Names the weights; part of every block hash."""
+    eos_token_ids: list[int]
+
+
+class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """All that a worker needs to know before it starts."""
+
+    worker_id: WorkerId
+    incarnation: int
+    role: Role
+    cores: list[int]
+    engine: EngineKind
+    modeled_time_scale: float
+    """The modeled engine takes this times the time of the real one; 0 takes none."""
+    kv_dtype: KVDtype
+    model: ModelOrder
+    endpoint: str
+    router_endpoint: str
+    segment_fd: int
+    max_num_seqs: int
+    chunk_tokens: int
+    """Most prompt tokens in one step."""
+    decode_chunk_tokens: int
+    """The same while answers are being written by the same worker."""
+    local_prefill_max_tokens: int
+    """A decode worker reads a prompt itself if no more than this many tokens of it are not cached."""
+    is_exact: bool
+    """Whether to reuse only blocks written by prefill, so that answers do not depend on what is cached even in bf16."""
+    has_kv_checksums: bool
+    """Whether to compare checksums of what prefill wrote and decode reads."""
+
+
+class LayoutReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the compiled model needs of the segment."""
+
+    block_size: int
+    block_bytes: int
+    fingerprint: str
+    engine: str
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Blocks that a worker may allocate, until the launcher takes them back."""
+
+    block_ids: list[BlockId]
+    max_model_len: int
+    """Most tokens of a prompt and its answer together."""
+
+
+class StartFailure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Why a process cannot start, in one line for the user."""
+
+    message: str
+
+
+class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """All that the frontend's process needs to know."""
+
+    model: ModelOrder
+    max_model_len: int
+    endpoint: str
+    host: str
+    port: int
+    cores: list[int]
+    layout_fingerprint: str
+    block_size: int
+    workers: dict[WorkerId, Role]
+    request_timeout_s: float
+    drain_timeout_s: float
+    max_outstanding_requests: int
+    local_prefill_max_tokens: int
+
+
+class FrontendListening(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The frontend takes connections; requests are refused until the workers are ready."""
+
+    port: int
+
+
+class ClusterReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """All workers have said to the router that they are ready."""
+
+
+FromLauncher = WorkerOrder | Lease | FrontendOrder
+ToLauncher = LayoutReport | StartFailure | FrontendListening | ClusterReady

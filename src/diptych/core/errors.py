@@ -1,0 +1,108 @@
+"""Every error that Diptych raises on purpose.
+
+DiptychError
+├── ConfigError            a flag, file or environment value is wrong; nothing was started
+├── ModelError             a model cannot be found, fetched, read or converted; the cache is as it was
+├── LaunchError            a process did not come up or died while starting; all others were stopped
+├── EngineError            a step could not be computed; its sequences must not be continued
+│   └── BlockTableError    a block table failed its check before the step; nothing was computed or written
+├── ProtocolError          a peer sent what it must not send; the message was dropped
+├── PeerUnreachableError   a peer takes no messages; the message was not sent
+└── RequestError           a request cannot be served; says which HTTP answer it gets
+    ├── InvalidRequestError    400: the client must change the request
+    ├── NotFoundError          404: no such model or route
+    ├── OverloadedError        429: try again later, with Retry-After
+    └── UnavailableError       503: no worker can take it now
+"""
+
+
+class DiptychError(Exception):
+    """Base of all errors raised on purpose; the text is one line that says what to do."""
+
+
+class ConfigError(DiptychError):
+    """A flag, file or environment value is wrong; nothing was started."""
+
+
+class ModelError(DiptychError):
+    """A model cannot be found, fetched, read or converted; the cache is as it was before."""
+
+
+class LaunchError(DiptychError):
+    """A process did not come up; every process started with it has been stopped."""
+
+
+class EngineError(DiptychError):
+    """A step could not be computed; the KV of its sequences is undefined from the step's first token on."""
+
+
+class BlockTableError(EngineError):
+    """A block table failed its check; nothing was computed and no block was written."""
+
+
+class ProtocolError(DiptychError):
+    """A peer sent bytes that are no message of ours; they were dropped."""
+
+
+class PeerUnreachableError(DiptychError):
+    """A peer's inbox takes no messages; this one was not sent."""
+
+
+class RequestError(DiptychError):
+    """A request cannot be served. No block or queue place is held for it any more.
+
+    `http_status`, `kind` and `code` become OpenAI's error object; `param` names the offending field.
+    """
+
+    http_status = 500
+    kind = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequestError(RequestError):
+    """The client must change the request (HTTP 400)."""
+
+    http_status = 400
+    kind = "invalid_request_error"
+
+
+class NotFoundError(RequestError):
+    """No such model or route (HTTP 404)."""
+
+    http_status = 404
+    kind = "invalid_request_error"
+    code = "not_found"
+
+
+class OverloadedError(RequestError):
+    """The queue is full (HTTP 429); `retry_after_s` is the time after which a retry makes sense."""
+
+    http_status = 429
+    kind = "rate_limit_error"
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(RequestError):
+    """No worker can take the request now (HTTP 503)."""
+
+    http_status = 503
+    kind = "server_error"
+    code = "unavailable"
+
+
+class RequestTimeoutError(RequestError):
+    """The request's deadline passed before it was finished (HTTP 504); its blocks are being freed."""
+
+    http_status = 504
+    kind = "server_error"
+    code = "timeout"

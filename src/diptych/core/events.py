@@ -1,0 +1,57 @@
+"""Every event in a request's life, named once. Each latency that Diptych reports is a difference of two of them."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Lifecycle(StrEnum):
+    """What can happen to a request, in the order in which it happens."""
+
+    ARRIVED = "arrived"
+    """The frontend has read the whole HTTP request."""
+    ROUTED = "routed"
+    """The router has chosen workers and sent the request to the decode worker."""
+    RESERVED = "reserved"
+    """The decode worker has matched its prefix cache and reserved blocks."""
+    GRANTED = "granted"
+    """The decode worker has sent the grant to a prefill worker (absent where it prefills the prompt itself)."""
+    PREFILL_STARTED = "prefill_started"
+    """The first chunk of the prompt enters a step."""
+    FIRST_TOKEN = "first_token"  # noqa: S105  not a password
+    """The first token has been sampled."""
+    JOINED = "joined"
+    """The first decode step that includes the sequence begins."""
+    PREEMPTED = "preempted"
+    """The sequence lost its blocks to others and will be recomputed (the last time it happened)."""
+    FINISHED = "finished"
+    """The last token has been sampled, or the request was aborted or failed."""
+
+
+Timeline = dict[Lifecycle, float]
+"""When each event happened, in seconds of the node's monotonic clock."""
+
+
+class FinishReason(StrEnum):
+    """Why a request produced its last token."""
+
+    STOP = "stop"
+    """An end-of-sequence token or a stop token was sampled."""
+    LENGTH = "length"
+    """`max_tokens` or the model's context length was reached."""
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left of a request after its end: sizes and times, never text."""
+
+    request_id: str
+    outcome: str
+    """`stop`, `length`, `aborted` or `failed`."""
+    decode_worker: str
+    prefill_worker: str | None
+    """None where the decode worker read the prompt itself."""
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    num_preemptions: int
+    timeline: Timeline

@@ -1,0 +1,15 @@
+"""Nominal ids: a string or number that names one thing and nothing else."""
+
+from typing import NewType
+
+RequestId = NewType("RequestId", str)
+"""Names a request for as long as the server lives; unique over all frontends."""
+
+WorkerId = NewType("WorkerId", str)
+"""Names a worker's place in the cluster, such as `decode-0`; a replacement has the same id, another `incarnation`."""
+
+BlockId = NewType("BlockId", int)
+"""Index of a KV block in the node's segment; valid in every worker of the node."""
+
+BlockHash = NewType("BlockHash", bytes)
+"""16 bytes that name the tokens of a block and of all blocks before it (kv/hashing.py)."""

@@ -1,0 +1,261 @@
+"""Everything that processes say to each other. One way, one message a frame, tagged by type.
+
+The conversation about one request, in place (prefill and decode on one machine):
+
+    router  --Submit-->  decode  --Grant-->  prefill
+    router  <-----------Tokens (the first)-- prefill  --Filled-->  decode
+    router  <--Tokens (one message a step for all sequences)------ decode
+
+Only the decode worker ends a request (`Finished`, `Failed`). A message of an older attempt or epoch is dropped by
+whoever gets it.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+from diptych.core.events import FinishReason, Timeline
+from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
+from diptych.core.request import Request, SamplingParams
+
+PROTOCOL_VERSION = 1
+
+
+class Role(StrEnum):
+    """What a worker does."""
+
+    PREFILL = "prefill"
+    """Reads prompts into blocks that decode workers own."""
+    DECODE = "decode"
+    """Owns blocks, writes answers; reads a prompt itself where that is cheaper or nobody else can."""
+    MIXED = "mixed"
+    """Both phases in the same steps (colocated, chunked prefill): the baseline."""
+
+
+class WorkerState(StrEnum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+class PeerAddress(msgspec.Struct, frozen=True):
+    """Whom to write to, and which life of it."""
+
+    worker_id: WorkerId
+    endpoint: str
+    """Of its inbox, such as `ipc:///run/user/0/diptych-x/decode-0`."""
+    incarnation: int
+    """Grows with every restart of this worker id."""
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Base of all messages; the wire carries the class name as tag."""
+
+
+# Router to worker
+
+
+class Submit(Message, frozen=True, kw_only=True):
+    """Serve this request: you own its blocks from now to its end."""
+
+    request: Request
+    attempt: int
+    """Which try at this request this is, from 0; token events repeat it."""
+    prefill: PeerAddress | None
+    """Who reads the prompt; None: you do."""
+
+
+class Abort(Message, frozen=True, kw_only=True):
+    """Nobody waits for this request any more; free what it holds."""
+
+    request_id: RequestId
+
+
+class PeerGone(Message, frozen=True, kw_only=True):
+    """This life of a worker is over: it has been reaped and will write no more blocks."""
+
+    worker_id: WorkerId
+    incarnation: int
+
+
+# Decode worker to prefill worker
+
+
+class Grant(Message, frozen=True, kw_only=True):
+    """Permission to write a prompt's KV into these blocks, until you answer with this epoch."""
+
+    request_id: RequestId
+    attempt: int
+    epoch: int
+    """Also stands in the header of every granted block; where the two differ, the grant is void."""
+    decode: PeerAddress
+    prompt_token_ids: list[int]
+    num_cached_tokens: int
+    """How many of the prompt's first tokens are in the blocks already; a multiple of the block size."""
+    block_table: list[BlockId]
+    """Enough blocks for the whole prompt; those of the cached tokens are shared and must not be written."""
+    sampling: SamplingParams
+    deadline_s: float
+
+
+class Revoke(Message, frozen=True, kw_only=True):
+    """Stop writing for this grant and say so with `GrantEnded`."""
+
+    request_id: RequestId
+    epoch: int
+    decode: PeerAddress
+
+
+# Prefill worker to decode worker
+
+
+class Filled(Message, frozen=True, kw_only=True):
+    """The whole prompt's KV is in the granted blocks; I write no more for this epoch."""
+
+    request_id: RequestId
+    epoch: int
+    first_token: int
+    prefill_started_s: float
+    first_token_s: float
+    kv_checksum: int | None
+    """CRC-32 of the blocks that I wrote, where checksums are switched on."""
+
+
+class GrantEnded(Message, frozen=True, kw_only=True):
+    """I write no more for this epoch; the blocks are not (all) filled."""
+
+    request_id: RequestId
+    epoch: int
+    reason: str
+
+
+# Worker to router
+
+
+class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
+    """One token of one answer."""
+
+    request_id: RequestId
+    attempt: int
+    index: int
+    """Position in the answer, from 0."""
+    token_id: int
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """A request's end: all its tokens up to `num_output_tokens` have been sent, here or before."""
+
+    request_id: RequestId
+    attempt: int
+    reason: FinishReason
+    num_output_tokens: int
+    num_cached_tokens: int
+    num_preemptions: int
+    timeline: Timeline
+
+
+class FailureKind(StrEnum):
+    """What the client hears."""
+
+    REFUSED = "refused"
+    """Nothing was done; another worker may take it."""
+    INVALID = "invalid"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """A request's end without an answer, or without the rest of it."""
+
+    request_id: RequestId
+    attempt: int
+    kind: FailureKind
+    message: str
+    timeline: Timeline
+
+
+class Aborted(msgspec.Struct, frozen=True, kw_only=True):
+    """The request was aborted as asked; its blocks are free."""
+
+    request_id: RequestId
+    num_output_tokens: int
+    timeline: Timeline
+
+
+class CacheChange(msgspec.Struct, frozen=True, kw_only=True):
+    """Which blocks entered and left a worker's prefix cache."""
+
+    sequence: int
+    """Counts a worker's changes from 1; a gap means that some were lost."""
+    stored: list[BlockHash]
+    removed: list[BlockHash]
+
+
+class Tokens(Message, frozen=True, kw_only=True):
+    """All that a step brought forth, for all its sequences."""
+
+    worker_id: WorkerId
+    incarnation: int
+    tokens: list[TokenEvent] = []
+    finished: list[Finished] = []
+    failed: list[Failed] = []
+    aborted: list[Aborted] = []
+    cache_change: CacheChange | None = None
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself. Counts are of this moment."""
+
+    state: WorkerState
+    pid: int
+    cores: list[int]
+    engine: str
+    """Such as `openvino f32 KV`."""
+    num_blocks: int
+    """Owned by this worker; 0 for a prefill worker."""
+    num_free_blocks: int
+    """Neither referenced nor cached."""
+    num_cached_blocks: int
+    """In the prefix cache without a user: free as soon as they are needed."""
+    num_running: int
+    num_waiting: int
+    queued_prefill_tokens: int
+    prefill_tokens_per_s: float
+    """Measured; of the warm-up until the first real prompts."""
+    decode_step_s: float
+    """A running mean; 0.0 before the first step."""
+    memory_bytes: int
+    """Private memory of the process (the segment not counted)."""
+    num_steps: int
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """I live. Sent on every change of state and at least every `HEARTBEAT_INTERVAL_S`."""
+
+    role: Role
+    address: PeerAddress
+    status: WorkerStatus
+    protocol_version: int = PROTOCOL_VERSION
+
+
+# Launcher to router
+
+
+class WorkerExited(Message, frozen=True, kw_only=True):
+    """A worker's process has been reaped."""
+
+    worker_id: WorkerId
+    incarnation: int
+    exit_status: int
+
+
+ToWorker = Submit | Abort | PeerGone | Grant | Revoke | Filled | GrantEnded
+ToRouter = Tokens | Heartbeat | WorkerExited
+
+HEARTBEAT_INTERVAL_S = 0.5
+
+HealthState = Literal["ready", "starting", "unavailable", "draining"]

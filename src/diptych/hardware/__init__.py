@@ -1,0 +1,1 @@
+"""How long things take on a machine, as numbers and formulas. Pure."""
