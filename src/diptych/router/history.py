@@ -1,0 +1,29 @@
+"""What is left of requests after their end: the last records, and how long requests take of late."""
+
+from collections import deque
+
+from diptych.core.events import Lifecycle, RequestRecord
+
+MAX_RECENT_REQUESTS = 1_000
+NEWEST_WEIGHT = 0.1
+"""Of the newest request in the running mean of durations."""
+
+
+class History:
+    """The last `MAX_RECENT_REQUESTS` requests to end; older ones are forgotten."""
+
+    def __init__(self) -> None:
+        self._recent: deque[RequestRecord] = deque(maxlen=MAX_RECENT_REQUESTS)
+        self.mean_request_s: float | None = None
+        """Running mean of the time from arrival to end; None before the first end."""
+
+    def add(self, record: RequestRecord) -> None:
+        """Take the record of a request that has ended."""
+        self._recent.append(record)
+        request_s = record.timeline[Lifecycle.FINISHED] - record.timeline[Lifecycle.ARRIVED]
+        mean_s = request_s if self.mean_request_s is None else self.mean_request_s
+        self.mean_request_s = mean_s + NEWEST_WEIGHT * (request_s - mean_s)
+
+    def recent(self) -> list[RequestRecord]:
+        """Return the records, oldest first."""
+        return list(self._recent)

@@ -1,0 +1,83 @@
+"""What this router has sent to a worker and not seen end: the part of its load that no heartbeat can know yet.
+
+A heartbeat is up to half a second old, and in that time one router can send a whole burst to the worker that looked
+idle. So the router counts for itself and uses the heartbeat only for what others (another frontend) have put there.
+
+Invariant: every counter is the sum over the entries; releasing twice, or what was never assigned, changes nothing.
+"""
+
+from dataclasses import dataclass
+
+from diptych.core.ids import RequestId
+from diptych.core.messages import WorkerStatus
+
+
+class Counter:
+    """A sum over requests, and what the worker's heartbeat says beyond it."""
+
+    def __init__(self) -> None:
+        self._amounts: dict[RequestId, int] = {}
+        self._own = 0
+        self._foreign = 0
+
+    def assign(self, request_id: RequestId, amount: int) -> None:
+        """Count `amount` for the request, instead of what was counted before."""
+        self.release(request_id)
+        self._amounts[request_id] = amount
+        self._own += amount
+
+    def grow(self, request_id: RequestId, amount: int) -> None:
+        """Count `amount` more for a request that is counted here."""
+        if request_id in self._amounts:
+            self._amounts[request_id] += amount
+            self._own += amount
+
+    def release(self, request_id: RequestId) -> None:
+        """Stop counting the request."""
+        self._own -= self._amounts.pop(request_id, 0)
+
+    def on_report(self, reported: int) -> None:
+        """Take what the worker has beyond our own for the work of others, until its next report."""
+        self._foreign = max(reported - self._own, 0)
+
+    def __len__(self) -> int:
+        return len(self._amounts)
+
+    @property
+    def total(self) -> int:
+        """Our own as of now, plus that of others as of the last report."""
+        return self._own + self._foreign
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The load of one life of a worker. When the life ends, so does its ledger."""
+
+    sequences: Counter
+    """Requests whose answers this worker writes."""
+    blocks: Counter
+    """KV blocks that those requests hold, by the router's estimate."""
+    prefill_tokens: Counter
+    """Uncached prompt tokens that this worker has to compute, whoever owns their blocks."""
+
+    @classmethod
+    def empty(cls) -> "Ledger":
+        """Return the ledger of a worker that has just come up."""
+        return cls(Counter(), Counter(), Counter())
+
+    def on_status(self, status: WorkerStatus) -> None:
+        """Compare with what the worker says of itself."""
+        self.sequences.on_report(status.num_running + status.num_waiting)
+        self.blocks.on_report(status.num_blocks - status.num_free_blocks - status.num_cached_blocks)
+        self.prefill_tokens.on_report(status.queued_prefill_tokens)
+
+    def release(self, request_id: RequestId) -> None:
+        """Stop counting the request anywhere."""
+        self.sequences.release(request_id)
+        self.blocks.release(request_id)
+        self.prefill_tokens.release(request_id)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that the router has sent here, for whichever phase, and not seen end."""
+        return max(len(self.sequences), len(self.prefill_tokens))

@@ -1,0 +1,40 @@
+"""What the router needs from outside, as protocols: how prompts are hashed, how letters leave and arrive."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from diptych.core.ids import BlockHash
+from diptych.core.messages import Message, PeerAddress, ToRouter
+
+
+class PromptHasher(Protocol):
+    """Names the blocks of a prompt the way the workers do (kv/hashing.py)."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a block."""
+        ...
+
+    def hash_blocks(self, token_ids: Sequence[int]) -> list[BlockHash]:
+        """Return one hash for each full block."""
+        ...
+
+
+class LetterBox(Protocol):
+    """Sends to workers without waiting (wire/mailbox.py, `Outbox`)."""
+
+    def send(self, endpoint: str, message: Message) -> None:
+        """Queue a message; raises PeerUnreachableError if it was not queued."""
+        ...
+
+    def forget(self, peer: PeerAddress) -> None:
+        """Drop what is queued for a peer that is gone."""
+        ...
+
+
+class LetterSlot(Protocol):
+    """Receives from workers and the launcher (wire/mailbox.py, `AsyncInbox`)."""
+
+    async def receive(self) -> ToRouter:
+        """Wait for the next message."""
+        ...

@@ -1,0 +1,200 @@
+"""Which workers live, and the snapshots that routing decides on.
+
+Fed by heartbeats and by the launcher's word that a process has been reaped. A worker that falls silent gets no new
+work, but is not taken for dead: only the launcher knows, and blocks are only safe to reuse once it has said so.
+
+Invariants: at most one life (incarnation) of a worker is known at a time, the newest; a life that is over never comes
+back; a worker that is not ready, is silent or is over never accepts.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from diptych.core.clock import Clock
+from diptych.core.ids import WorkerId
+from diptych.core.messages import PROTOCOL_VERSION, Heartbeat, PeerAddress, Role, WorkerState, WorkerStatus
+from diptych.core.service import WorkerInfo
+from diptych.policy.routing import DecodeLoad, PrefillLoad
+from diptych.router.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class WorkerLife:
+    """One incarnation of a worker, from its first heartbeat on; compared by identity."""
+
+    address: PeerAddress
+    role: Role
+    status: WorkerStatus
+    last_heartbeat_s: float
+    ledger: Ledger
+    is_over: bool = False
+
+    @property
+    def worker_id(self) -> WorkerId:
+        """The place in the cluster that this life fills."""
+        return self.address.worker_id
+
+
+class WorkerRegistry:
+    """All workers that this router knows. Owned by the event loop's thread."""
+
+    def __init__(self, expected_workers: Mapping[WorkerId, Role], clock: Clock, heartbeat_timeout_s: float) -> None:
+        self._expected_workers = dict(expected_workers)
+        self._clock = clock
+        self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._started_s = clock.now_s()
+        self._lives: dict[WorkerId, WorkerLife] = {}
+        self._last_over: dict[WorkerId, int] = {}
+        """The newest incarnation of a worker that is known to be over."""
+        self._not_yet_up: set[WorkerId] = set(expected_workers)
+
+    def on_heartbeat(self, heartbeat: Heartbeat) -> WorkerLife | None:
+        """Note that a worker lives; return its former life if this heartbeat shows that it is over, else None.
+
+        A heartbeat of an older life, or of another protocol version, is ignored.
+        """
+        address = heartbeat.address
+        worker_id = address.worker_id
+        if heartbeat.protocol_version != PROTOCOL_VERSION:
+            log.error(
+                "worker %s speaks protocol version %d and this router %d: start both from the same release",
+                worker_id,
+                heartbeat.protocol_version,
+                PROTOCOL_VERSION,
+            )
+            return None
+        life = self._lives.get(worker_id)
+        is_old = life is not None and address.incarnation < life.address.incarnation
+        if is_old or address.incarnation <= self._last_over.get(worker_id, address.incarnation - 1):
+            return None
+        ended = None
+        if life is None or address.incarnation > life.address.incarnation:
+            ended = self._end(life)
+            life = WorkerLife(address, heartbeat.role, heartbeat.status, self._clock.now_s(), Ledger.empty())
+            self._lives[worker_id] = life
+        life.role = heartbeat.role
+        life.status = heartbeat.status
+        life.last_heartbeat_s = self._clock.now_s()
+        life.ledger.on_status(heartbeat.status)
+        if heartbeat.status.state is not WorkerState.STARTING:
+            self._not_yet_up.discard(worker_id)
+        return ended
+
+    def on_exited(self, worker_id: WorkerId, incarnation: int) -> WorkerLife | None:
+        """Note that this and all older lives are over; return the life that ends by it, None if none was known."""
+        self._last_over[worker_id] = max(incarnation, self._last_over.get(worker_id, incarnation))
+        life = self._lives.get(worker_id)
+        if life is None or life.address.incarnation > incarnation:
+            return None
+        return self._end(life)
+
+    def _end(self, life: WorkerLife | None) -> WorkerLife | None:
+        """Mark `life` as over; return it if it was not before."""
+        if life is None or life.is_over:
+            return None
+        life.is_over = True
+        return life
+
+    def life(self, worker_id: WorkerId) -> WorkerLife:
+        """Return the newest life of a worker that has been heard of."""
+        return self._lives[worker_id]
+
+    def living(self) -> list[WorkerLife]:
+        """Return all lives that are not over, silent ones too."""
+        return [life for life in self._lives.values() if not life.is_over]
+
+    def is_accepting(self, life: WorkerLife) -> bool:
+        """Return whether new work may be sent there."""
+        is_heard = self._clock.now_s() - life.last_heartbeat_s <= self._heartbeat_timeout_s
+        return not life.is_over and life.status.state is WorkerState.READY and is_heard
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether any decode or mixed worker accepts requests."""
+        return any(life.role is not Role.PREFILL and self.is_accepting(life) for life in self._lives.values())
+
+    @property
+    def has_everyone_come_up(self) -> bool:
+        """Whether every expected worker has been past starting at least once."""
+        return not self._not_yet_up
+
+    def decode_loads(self, block_size: int) -> list[DecodeLoad]:
+        """Return a snapshot of all decode and mixed workers."""
+        return [
+            DecodeLoad(
+                worker_id=life.worker_id,
+                is_accepting=self.is_accepting(life),
+                is_mixed=life.role is Role.MIXED,
+                num_blocks=life.status.num_blocks,
+                num_used_blocks=life.ledger.blocks.total,
+                num_sequences=life.ledger.sequences.total,
+                queued_prefill_blocks=-(-life.ledger.prefill_tokens.total // block_size),
+            )
+            for life in self._lives.values()
+            if life.role is not Role.PREFILL
+        ]
+
+    def prefill_loads(self) -> list[PrefillLoad]:
+        """Return a snapshot of all prefill workers."""
+        return [
+            PrefillLoad(
+                worker_id=life.worker_id,
+                is_accepting=self.is_accepting(life),
+                queued_tokens=life.ledger.prefill_tokens.total,
+                tokens_per_s=life.status.prefill_tokens_per_s,
+            )
+            for life in self._lives.values()
+            if life.role is Role.PREFILL
+        ]
+
+    def worker_infos(self) -> dict[WorkerId, WorkerInfo]:
+        """Return every worker that is expected or has been heard of, in the order of their ids."""
+        infos = {worker_id: self._info_before_life(worker_id) for worker_id in self._expected_workers}
+        infos.update({worker_id: self._info(life) for worker_id, life in self._lives.items()})
+        return dict(sorted(infos.items()))
+
+    def _info(self, life: WorkerLife) -> WorkerInfo:
+        status = msgspec.structs.replace(life.status, state=WorkerState.DEAD) if life.is_over else life.status
+        return WorkerInfo(
+            role=life.role,
+            address=life.address,
+            status=status,
+            heartbeat_age_s=self._clock.now_s() - life.last_heartbeat_s,
+            num_assigned=0 if life.is_over else life.ledger.num_requests,
+        )
+
+    def _info_before_life(self, worker_id: WorkerId) -> WorkerInfo:
+        """Return how a worker looks that has sent nothing yet: it is starting, or died before it could speak."""
+        has_died = worker_id in self._last_over
+        return WorkerInfo(
+            role=self._expected_workers[worker_id],
+            address=PeerAddress(worker_id, endpoint="", incarnation=self._last_over.get(worker_id, 0)),
+            status=_status_before_life(WorkerState.DEAD if has_died else WorkerState.STARTING),
+            heartbeat_age_s=self._clock.now_s() - self._started_s,
+            num_assigned=0,
+        )
+
+
+def _status_before_life(state: WorkerState) -> WorkerStatus:
+    """Return the status of a worker of which nothing is known but `state`: all counts are zero."""
+    return WorkerStatus(
+        state=state,
+        pid=0,
+        cores=[],
+        engine="",
+        num_blocks=0,
+        num_free_blocks=0,
+        num_cached_blocks=0,
+        num_running=0,
+        num_waiting=0,
+        queued_prefill_tokens=0,
+        prefill_tokens_per_s=0.0,
+        decode_step_s=0.0,
+        memory_bytes=0,
+        num_steps=0,
+    )

@@ -1,0 +1,178 @@
+"""The router: takes requests from the frontend, gives them to workers, brings the answers back.
+
+Step 2 of a request's life (admit, choose, send) and the way back in step 6. One receive loop and one sweeper run on the
+frontend's event loop; everything in between is plain function calls on that loop's thread, so nothing here is locked.
+
+Invariants: at most `max_outstanding_requests` requests are in the system; each ends once and its client hears so; every
+worker is told when another one's life is over.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from diptych.core.clock import Clock
+from diptych.core.errors import InvalidRequestError, OverloadedError, PeerUnreachableError, UnavailableError
+from diptych.core.events import RequestRecord
+from diptych.core.ids import WorkerId
+from diptych.core.messages import HealthState, Heartbeat, PeerGone, Role, Tokens, ToRouter, WorkerExited
+from diptych.core.request import Request
+from diptych.core.service import AnswerPart, ClusterStatus
+from diptych.policy.admission import Rejected, admit
+from diptych.router.follower import Follower
+from diptych.router.in_flight import InFlight
+from diptych.router.placement import Placer
+from diptych.router.ports import LetterBox, LetterSlot, PromptHasher
+from diptych.router.prefix_index import PrefixIndex
+from diptych.router.registry import WorkerLife, WorkerRegistry
+from diptych.router.settings import RouterSettings
+
+SWEEP_INTERVAL_S = 0.1
+
+log = logging.getLogger(__name__)
+
+
+class Router:
+    """Serves requests on the workers it hears of; a `diptych.core.service.RequestService`.
+
+    The caller owns `inbox` and `outbox`, runs `run()` as a task, cancels it to stop, and closes both afterwards.
+    """
+
+    def __init__(  # noqa: PLR0913  all by keyword, and each a part of its own
+        self,
+        *,
+        model: str,
+        max_model_len: int,
+        hasher: PromptHasher,
+        inbox: LetterSlot,
+        outbox: LetterBox,
+        clock: Clock,
+        settings: RouterSettings,
+        expected_workers: Mapping[WorkerId, Role],
+    ) -> None:
+        self._model = model
+        self._max_model_len = max_model_len
+        self._hasher = hasher
+        self._inbox = inbox
+        self._outbox = outbox
+        self._settings = settings
+        self._registry = WorkerRegistry(expected_workers, clock, settings.heartbeat_timeout_s)
+        self._prefixes = PrefixIndex()
+        placer = Placer(self._registry, self._prefixes, hasher.block_size, settings.local_prefill_max_tokens)
+        self._follower = Follower(placer, outbox, clock, settings, hasher.block_size)
+        self._was_ready = False
+        self._is_draining = False
+
+    @asynccontextmanager
+    async def serve(self, request: Request) -> AsyncIterator[AsyncIterator[AnswerPart]]:
+        """Admit and place `request`; iterate over its answer, whose last part is an `EndOut`.
+
+        Leaving the context before the end aborts the request wherever it is.
+
+        Raises: on entering, InvalidRequestError, OverloadedError, UnavailableError (nobody can take it, or draining)
+        or RequestTimeoutError; while iterating, those but OverloadedError, after the tokens that came before.
+        """
+        flight = self._accept(request)
+        try:
+            yield flight.answer
+        finally:
+            self._follower.leave(flight)
+
+    def _accept(self, request: Request) -> InFlight:
+        if self._is_draining:
+            raise UnavailableError("the server is shutting down and takes no new requests")
+        num_prompt_tokens = len(request.prompt_token_ids)
+        if not 0 < num_prompt_tokens < self._max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {num_prompt_tokens} tokens; {self._model} takes 1 to {self._max_model_len - 1}",
+                code="context_length_exceeded" if num_prompt_tokens else None,
+            )
+        admission = admit(
+            self._follower.num_in_flight, self._settings.max_outstanding_requests, self._follower.history.mean_request_s
+        )
+        if isinstance(admission, Rejected):
+            raise OverloadedError(admission.reason, retry_after_s=admission.retry_after_s)
+        return self._follower.start(request, self._hasher.hash_blocks(request.prompt_token_ids))
+
+    def status(self) -> ClusterStatus:
+        """Return the state of all workers; expected ones that have not spoken yet are shown as starting."""
+        return ClusterStatus(
+            health=self._health(),
+            model=self._model,
+            max_model_len=self._max_model_len,
+            num_requests=self._follower.num_in_flight,
+            workers=self._registry.worker_infos(),
+        )
+
+    def _health(self) -> HealthState:
+        if self._is_draining:
+            return "draining"
+        if not self._was_ready:
+            return "starting"
+        return "ready" if self._registry.can_decode else "unavailable"
+
+    def recent_requests(self) -> list[RequestRecord]:
+        """Return the last requests to end, oldest first; at most `MAX_RECENT_REQUESTS`."""
+        return self._follower.history.recent()
+
+    def begin_drain(self) -> None:
+        """Take no new requests from now on; those that are here go on to their ends."""
+        self._is_draining = True
+
+    async def run(self) -> None:
+        """Receive and sweep until cancelled; then every request that is still here ends."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._receive_forever())
+                tasks.create_task(self._sweep_forever())
+        finally:
+            self.begin_drain()
+            self._follower.stop()
+
+    async def _receive_forever(self) -> None:
+        while True:
+            self.on_message(await self._inbox.receive())
+            # A full inbox is received without ever suspending; this lets the HTTP streams write in between.
+            await asyncio.sleep(0)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """End every wait whose time has come; called every `SWEEP_INTERVAL_S`."""
+        self._follower.sweep()
+
+    def on_message(self, message: ToRouter) -> None:
+        """Take in one message of a worker or of the launcher."""
+        match message:
+            case Tokens():
+                if message.cache_change is not None:
+                    self._prefixes.on_cache_change(message.worker_id, message.incarnation, message.cache_change)
+                self._follower.on_tokens(message)
+            case Heartbeat():
+                # A new life of a worker is only started once the old one has been reaped, so it tells of that end too.
+                self._on_worker_gone(self._registry.on_heartbeat(message))
+                self._was_ready |= self._registry.can_decode and self._registry.has_everyone_come_up
+            case WorkerExited():
+                log.warning("worker %s exited with status %d", message.worker_id, message.exit_status)
+                self._prefixes.on_worker_gone(message.worker_id, message.incarnation)
+                self._on_worker_gone(self._registry.on_exited(message.worker_id, message.incarnation))
+
+    def _on_worker_gone(self, life: WorkerLife | None) -> None:
+        """Spread the word of a life that is over, then take care of its requests."""
+        if life is None:
+            return
+        self._prefixes.on_worker_gone(life.worker_id, life.address.incarnation)
+        self._outbox.forget(life.address)
+        gone = PeerGone(worker_id=life.worker_id, incarnation=life.address.incarnation)
+        for peer in self._registry.living():
+            if peer.worker_id == life.worker_id:
+                continue  # its successor never spoke to it
+            try:
+                self._outbox.send(peer.address.endpoint, gone)
+            except PeerUnreachableError as error:
+                log.warning("%s was not told that %s is gone: %s", peer.worker_id, life.worker_id, error)
+        self._follower.on_worker_gone(life)

@@ -1,0 +1,311 @@
+"""A request after it was sent: retries, failures, aborts, deadlines, and workers that die."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from diptych.core.errors import (
+    InvalidRequestError,
+    RequestError,
+    RequestTimeoutError,
+    UnavailableError,
+)
+from diptych.core.events import FinishReason
+from diptych.core.messages import Abort, FailureKind, PeerGone, WorkerState
+from diptych.core.service import EndOut, TokensOut
+
+if TYPE_CHECKING:
+    from tests.router.conftest import Cluster
+
+END = EndOut(FinishReason.STOP, 4)
+
+
+def test_a_refused_request_goes_elsewhere_and_old_attempts_are_not_heard(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request())
+        cluster.tokens("decode-0", ("r0", 1))
+        cluster.failed("decode-0", "r0", FailureKind.REFUSED)
+        assert cluster.submits() == [("decode-0", 0, "prefill-0"), ("decode-1", 1, "prefill-0")]
+        assert cluster.num_assigned() == {"decode-1": 1, "prefill-0": 1}
+        cluster.tokens("decode-0", ("r0", 0), ("r0", 1))
+        cluster.failed("decode-0", "r0", FailureKind.ERROR)
+        cluster.finished("decode-0", "r0", 1, attempt=1)  # not its decode worker
+        cluster.finished("decode-1", "r0", 0, attempt=0)  # not its attempt
+        cluster.tokens("prefill-0", ("r0", 0), attempt=1)
+        cluster.finished("decode-1", "r0", 1, attempt=1)
+        assert await answer == [TokensOut([100]), END]
+
+    cluster.run(scenario())
+    assert [record.decode_worker for record in cluster.router.recent_requests()] == ["decode-1"]
+
+
+def test_attempts_are_limited(make_cluster: "Callable[..., Cluster]") -> None:
+    cluster = make_cluster(max_attempts=2)
+    for number in range(4):
+        cluster.heartbeat(f"decode-{number}")
+
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request())
+        cluster.failed("decode-0", "r0", FailureKind.REFUSED)
+        cluster.failed("decode-1", "r0", FailureKind.REFUSED, attempt=1)
+        with pytest.raises(UnavailableError, match=r"2 attempts.*no room"):
+            await answer
+
+    cluster.run(scenario())
+    assert len(cluster.submits()) == 2
+    assert cluster.num_assigned() == {}
+
+
+def test_a_refusal_is_final_if_nobody_else_is_there_or_time_is_up(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request("r0"))
+        cluster.failed("decode-0", "r0", FailureKind.REFUSED)
+        cluster.failed("decode-1", "r0", FailureKind.REFUSED, attempt=1)
+        with pytest.raises(UnavailableError, match="no room, and no other"):
+            await answer
+        late = await cluster.start(cluster.request("r1", within_s=5.0))
+        cluster.clock.sleep(5.0)
+        cluster.failed("decode-0", "r1", FailureKind.REFUSED)
+        with pytest.raises(RequestTimeoutError):
+            await late
+
+    cluster.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (FailureKind.INVALID, InvalidRequestError),
+        (FailureKind.TIMEOUT, RequestTimeoutError),
+        (FailureKind.ERROR, UnavailableError),
+        (FailureKind.REFUSED, UnavailableError),  # too late to go elsewhere: a token is out
+    ],
+)
+def test_failures_reach_the_client_after_its_tokens(
+    cluster: "Cluster", kind: FailureKind, error: type[RequestError]
+) -> None:
+    async def scenario() -> None:
+        async with cluster.router.serve(cluster.request()) as parts:
+            cluster.tokens("prefill-0", ("r0", 0))
+            cluster.failed("decode-0", "r0", kind, text="so it went")
+            assert await anext(parts) == TokensOut([100])
+            with pytest.raises(error, match="so it went"):
+                await anext(parts)
+
+    cluster.run(scenario())
+    assert [(record.outcome, record.num_output_tokens) for record in cluster.router.recent_requests()] == [
+        ("failed", 1)
+    ]
+    assert cluster.sent(Abort) == []
+    assert cluster.num_assigned() == {}
+
+
+def test_an_unreachable_worker_is_passed_over(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        cluster.outbox.unreachable = {"ipc://decode-0"}
+        answer = await cluster.start(cluster.request("r0"))
+        assert cluster.submits() == [("decode-1", 1, "prefill-0")]
+        assert cluster.num_assigned() == {"decode-1": 1, "prefill-0": 1}
+        cluster.finished("decode-1", "r0", 0, attempt=1)
+        await answer
+        cluster.outbox.unreachable.add("ipc://decode-1")
+        with pytest.raises(UnavailableError, match="does not read"):
+            await cluster.ask(cluster.request("r1"))
+
+    cluster.run(scenario())
+    assert cluster.num_assigned() == {}
+
+
+def test_leaving_early_aborts_and_counts_until_the_worker_confirms(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        async with cluster.router.serve(cluster.request()) as parts:
+            cluster.tokens("prefill-0", ("r0", 0))
+            assert await anext(parts) == TokensOut([100])
+        assert cluster.sent(Abort) == ["decode-0"]
+        assert cluster.num_assigned() == {"decode-0": 1}
+        cluster.tokens("decode-0", ("r0", 1))
+        cluster.aborted("decode-1", "r0")  # not its worker
+        assert cluster.router.status().num_requests == 1
+        cluster.aborted("decode-0", "r0", num_tokens=2)
+        cluster.aborted("decode-0", "r0", num_tokens=2)
+        with pytest.raises(UnavailableError):
+            await anext(parts)
+
+    cluster.run(scenario())
+    assert cluster.num_assigned() == {}
+    assert [(record.outcome, record.num_output_tokens) for record in cluster.router.recent_requests()] == [
+        ("aborted", 2)
+    ]
+
+
+def test_an_abort_that_nobody_confirms_is_given_up(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        cluster.outbox.unreachable = set()
+        async with cluster.router.serve(cluster.request()):
+            cluster.outbox.unreachable = {"ipc://decode-0"}
+        cluster.advance(9.9)
+        assert cluster.num_assigned() == {"decode-0": 1, "prefill-0": 1}
+        cluster.advance(0.2)
+
+    cluster.run(scenario())
+    assert cluster.num_assigned() == {}
+    assert [record.outcome for record in cluster.router.recent_requests()] == ["aborted"]
+
+
+def test_an_end_that_crosses_the_abort_closes_it(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        async with cluster.router.serve(cluster.request("r0")):
+            pass
+        async with cluster.router.serve(cluster.request("r1")):
+            pass
+        cluster.finished("decode-0", "r0", 3)
+        cluster.failed("decode-1", "r1", FailureKind.REFUSED)
+
+    cluster.run(scenario())
+    assert [record.outcome for record in cluster.router.recent_requests()] == ["aborted", "aborted"]
+    assert cluster.num_assigned() == {}
+    assert len(cluster.submits()) == 2
+
+
+def test_leaving_after_the_end_aborts_nothing(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        async with cluster.router.serve(cluster.request("r0")):
+            cluster.tokens("decode-0", ("r0", 0))
+            cluster.finished("decode-0", "r0", 1)
+        async with cluster.router.serve(cluster.request("r1")):
+            cluster.finished("decode-0", "r1", 1)  # its token is still on another socket
+
+    cluster.run(scenario())
+    assert [record.outcome for record in cluster.router.recent_requests()] == ["stop", "aborted"]
+    assert cluster.sent(Abort) == []
+
+
+def test_the_deadline_ends_a_request_after_a_grace(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request(within_s=5.0))
+        cluster.advance(5.5)
+        assert cluster.sent(Abort) == []
+        cluster.advance(0.5)
+        with pytest.raises(RequestTimeoutError):
+            await answer
+        assert cluster.sent(Abort) == ["decode-0"]
+        assert cluster.router.status().num_requests == 1
+        cluster.aborted("decode-0", "r0")
+
+    cluster.run(scenario())
+    assert cluster.num_assigned() == {}
+    assert [record.outcome for record in cluster.router.recent_requests()] == ["failed"]
+
+
+def test_a_lost_token_ends_the_wait_for_it(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request())
+        cluster.tokens("decode-0", ("r0", 1))
+        cluster.finished("decode-0", "r0", 2)
+        cluster.failed("decode-0", "r0", FailureKind.REFUSED)  # a second end is none
+        cluster.exited("decode-0")  # it has said all it had to say
+        cluster.advance(4.9)
+        assert not answer.done()
+        cluster.advance(0.2)
+        with pytest.raises(UnavailableError, match="lost"):
+            await answer
+
+    cluster.run(scenario())
+    assert cluster.router.status().num_requests == 0
+    assert len(cluster.submits()) == 1
+    assert cluster.sent(Abort) == []
+
+
+@pytest.mark.parametrize("has_successor", [False, True])
+def test_a_dead_decode_workers_unanswered_requests_move(cluster: "Cluster", has_successor: bool) -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request())
+        cluster.tokens("decode-0", ("r0", 1))
+        if has_successor:
+            cluster.heartbeat("decode-0", incarnation=2)
+        cluster.exited("decode-0", incarnation=1)
+        assert cluster.submits()[1] == ("decode-0" if has_successor else "decode-1", 1, "prefill-0")
+        assert sorted(cluster.sent(PeerGone)) == ["decode-1", "prefill-0"]
+        assert [peer.incarnation for peer in cluster.outbox.forgotten] == [1]
+        decode, incarnation = ("decode-0", 2) if has_successor else ("decode-1", 1)
+        cluster.tokens(decode, ("r0", 0), attempt=1, incarnation=incarnation)
+        cluster.finished(decode, "r0", 1, attempt=1, incarnation=incarnation)
+        assert await answer == [TokensOut([100]), END]
+
+    cluster.run(scenario())
+    assert cluster.num_assigned() == {}
+
+
+def test_a_dead_decode_workers_running_answers_fail(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        async with cluster.router.serve(cluster.request("r0")) as parts:
+            cluster.tokens("prefill-0", ("r0", 0))
+            cluster.exited("decode-0")
+            assert await anext(parts) == TokensOut([100])
+            with pytest.raises(UnavailableError, match="decode-0 died while answering"):
+                await anext(parts)
+        async with cluster.router.serve(cluster.request("r1")):
+            pass
+        cluster.exited("decode-1")  # it will not confirm the abort
+
+    cluster.run(scenario())
+    assert [record.outcome for record in cluster.router.recent_requests()] == ["failed", "aborted"]
+    assert cluster.router.status().num_requests == 0
+
+
+def test_without_a_successor_the_death_is_the_answer(make_cluster: "Callable[..., Cluster]") -> None:
+    cluster = make_cluster()
+    cluster.heartbeat("decode-0")
+
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request())
+        cluster.exited("decode-0")
+        with pytest.raises(UnavailableError, match="decode-0 died before it answered, and no other"):
+            await answer
+
+    cluster.run(scenario())
+
+
+def test_a_dead_prefill_worker_costs_only_its_load(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request())
+        cluster.exited("prefill-0")
+        assert sorted(cluster.sent(PeerGone)) == ["decode-0", "decode-1"]
+        assert len(cluster.submits()) == 1
+        assert cluster.num_assigned() == {"decode-0": 1}
+        cluster.tokens("decode-0", ("r0", 0))
+        cluster.tokens("prefill-0", ("r0", 0))  # what it sent before it died, late
+        cluster.finished("decode-0", "r0", 1)
+        assert await answer == [TokensOut([100]), END]
+        following = await cluster.start(cluster.request("r1"))
+        assert cluster.submits()[-1][2] is None
+        following.cancel()
+        await asyncio.wait([following])
+
+    cluster.run(scenario())
+
+
+def test_a_draining_or_silent_worker_keeps_its_requests_but_gets_no_new_ones(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request("r0", within_s=100.0))
+        cluster.heartbeat("decode-0", state=WorkerState.DRAINING)
+        cluster.advance(11.0)
+        with pytest.raises(UnavailableError):
+            await cluster.ask(cluster.request("r1"))
+        cluster.tokens("decode-0", ("r0", 0))
+        cluster.finished("decode-0", "r0", 1)
+        assert await answer == [TokensOut([100]), END]
+
+    cluster.run(scenario())
+
+
+def test_an_answer_dropped_unasked_is_a_failure(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request())
+        cluster.aborted("decode-0", "r0")
+        with pytest.raises(UnavailableError, match="dropped"):
+            await answer
+
+    cluster.run(scenario())

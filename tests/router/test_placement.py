@@ -1,0 +1,83 @@
+"""What a placement counts, from the submit to the end."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from diptych.core.ids import WorkerId
+from diptych.router.placement import Placer
+from diptych.router.prefix_index import PrefixIndex
+
+if TYPE_CHECKING:
+    from tests.router.conftest import Cluster
+
+
+def decode_counts(cluster: "Cluster", worker: str = "decode-0") -> tuple[int, int, int]:
+    """Return (blocks, sequences, queued prefill blocks) of a worker as routing sees it."""
+    (load,) = (load for load in cluster.router._registry.decode_loads(4) if load.worker_id == worker)
+    return load.num_used_blocks, load.num_sequences, load.queued_prefill_blocks
+
+
+def prefill_queue_tokens(cluster: "Cluster") -> int:
+    return cluster.router._registry.prefill_loads()[0].queued_tokens
+
+
+def test_counts_grow_with_the_answer_and_end_with_it(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request(num_prompt_tokens=10))
+        assert decode_counts(cluster) == (3, 1, 0)
+        assert prefill_queue_tokens(cluster) == 10
+        cluster.tokens("prefill-0", ("r0", 0))
+        assert prefill_queue_tokens(cluster) == 0
+        cluster.tokens("decode-0", ("r0", 1))
+        assert decode_counts(cluster) == (3, 1, 0)  # 12 tokens fill 3 blocks
+        cluster.tokens("decode-0", ("r0", 2))
+        assert decode_counts(cluster) == (4, 1, 0)
+        cluster.finished("decode-0", "r0", 3)
+        assert decode_counts(cluster) == (0, 0, 0)
+        await answer
+
+    cluster.run(scenario())
+
+
+def test_the_prompt_of_a_dead_prefill_worker_becomes_its_decode_workers_load(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request(num_prompt_tokens=10))
+        cluster.exited("prefill-0")
+        assert decode_counts(cluster) == (3, 1, 3)
+        cluster.tokens("decode-0", ("r0", 0))
+        assert decode_counts(cluster) == (3, 1, 0)
+        cluster.finished("decode-0", "r0", 1)
+        await answer
+
+    cluster.run(scenario())
+
+
+def test_cached_blocks_are_neither_computed_nor_counted_again(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        cluster.caches("decode-1", 2)
+        answer = await cluster.start(cluster.request(num_prompt_tokens=10))
+        assert cluster.submits() == [("decode-1", 0, None)]
+        assert decode_counts(cluster, "decode-1") == (1, 1, 1)
+        cluster.finished("decode-1", "r0", 0)
+        await answer
+
+    cluster.run(scenario())
+
+
+def test_excluded_workers_are_not_asked_and_a_full_hit_leaves_a_token(cluster: "Cluster") -> None:
+    registry = cluster.router._registry
+    placer = Placer(registry, PrefixIndex(), block_size=4, local_prefill_max_tokens=4)
+    addresses = {name: registry.life(WorkerId(name)).address for name in ("decode-0", "decode-1")}
+    placement = placer.try_place(8, [], {addresses["decode-0"]})
+    assert placement is not None
+    assert placement.decode.worker_id == "decode-1"
+    assert placer.try_place(8, [], set(addresses.values())) is None
+
+    async def scenario() -> None:
+        cluster.caches("decode-0", 2)
+        answer = await cluster.start(cluster.request(num_prompt_tokens=8))
+        assert decode_counts(cluster) == (0, 1, 1)
+        answer.cancel()
+        await asyncio.wait([answer])
+
+    cluster.run(scenario())
