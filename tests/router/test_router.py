@@ -15,7 +15,7 @@ from diptych.core.errors import (
 from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role, ToRouter, WorkerExited
-from diptych.core.service import EndOut, TokensOut
+from diptych.core.service import EndOut, RequestService, TokensOut
 from diptych.router.history import MAX_RECENT_REQUESTS
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ def test_an_answer_from_two_workers_comes_in_order(cluster: "Cluster") -> None:
         Lifecycle.RESERVED: 1.0,
         Lifecycle.FINISHED: 1002.0,
     }
+
+
+def test_the_frontend_can_use_it(cluster: "Cluster") -> None:
+    service: RequestService = cluster.router  # mypy holds the signatures
+    assert service.status().model == "tiny"
+    assert service.recent_requests() == []
 
 
 def test_the_prefill_load_ends_with_the_first_token(cluster: "Cluster") -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from diptych.core.ids import BlockId, WorkerId
+from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
 
 KVDtype = Literal["auto", "f32", "bf16", "f16", "u8"]
@@ -67,9 +67,8 @@ class LayoutReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Blocks that a worker may allocate, until the launcher takes them back."""
+    """The segment's header is written: the blocks of the extents that name a worker there are its own."""
 
-    block_ids: list[BlockId]
     max_model_len: int
     """Most tokens of a prompt and its answer together."""
 

@@ -1,0 +1,152 @@
+"""Every way to fail, as the one JSON shape that OpenAI's clients understand. The end of a request that is not served.
+
+{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from diptych.core.errors import InvalidRequestError, NotFoundError, OverloadedError, RequestError
+
+MAX_MESSAGE_CHARACTERS = 1000
+MAX_PARAM_CHARACTERS = 200
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    """The offending field, such as `messages[0].role`."""
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail
+
+
+class BodyTooLargeError(RequestError):
+    """The HTTP body is longer than the server reads (HTTP 413)."""
+
+    http_status = 413
+    kind = "invalid_request_error"
+    code = "request_too_large"
+
+
+class BodyTimeoutError(RequestError):
+    """The HTTP body did not arrive in time (HTTP 408)."""
+
+    http_status = 408
+    kind = "invalid_request_error"
+    code = "timeout"
+
+
+class MethodNotAllowedError(RequestError):
+    """The route exists with another method (HTTP 405)."""
+
+    http_status = 405
+    kind = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class InternalError(RequestError):
+    """A defect of ours (HTTP 500); the log has the details, the client does not."""
+
+    http_status = 500
+    kind = "server_error"
+    code = "internal_error"
+
+
+def error_body(error: RequestError) -> bytes:
+    """Return the JSON that tells the client of `error`."""
+    detail = ErrorDetail(
+        message=_printable(str(error), MAX_MESSAGE_CHARACTERS),
+        type=error.kind,
+        param=None if error.param is None else _printable(error.param, MAX_PARAM_CHARACTERS),
+        code=error.code,
+    )
+    return ErrorBody(error=detail).model_dump_json().encode()
+
+
+def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the HTTP answer that tells the client of `error`."""
+    all_headers = dict(headers or {})
+    if isinstance(error, OverloadedError):
+        all_headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    return Response(error_body(error), error.http_status, all_headers, media_type="application/json")
+
+
+def _printable(text: str, max_characters: int) -> str:
+    """Shorten what a client sent, and replace halves of surrogate pairs: they cannot be sent back."""
+    if len(text) > max_characters:
+        text = text[: max_characters - 1] + "…"
+    return text.encode("utf-8", "replace").decode()
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make `app` answer every error in OpenAI's shape (an unexpected one is caught by `middleware.LastResort`)."""
+    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+async def _on_request_error(_: Request, error: Exception) -> Response:
+    return error_response(cast(RequestError, error))
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    return error_response(_describe_validation_error(cast(RequestValidationError, error).errors()))
+
+
+async def _on_http_exception(request: Request, exception: Exception) -> Response:
+    """Answer what the web framework itself refuses."""
+    error = cast(HTTPException, exception)
+    where = f"{request.method} {request.url.path}"
+    described: RequestError
+    match error.status_code:
+        case 404:
+            described = NotFoundError(f"there is no {where}; /docs lists what there is")
+        case 405:
+            described = MethodNotAllowedError(f"there is no {where}; it takes another method")
+        case status if status < 500:  # noqa: PLR2004  the border to server errors
+            described = InvalidRequestError("the body could not be read as JSON", code="invalid_json")
+        case _:
+            described = InternalError("the server could not handle this request")
+    return error_response(described, error.headers)
+
+
+def _describe_validation_error(errors: Sequence[Any]) -> InvalidRequestError:
+    """Turn pydantic's list of findings into one line about the first."""
+    first: dict[str, Any] = errors[0]
+    location: list[str | int] = list(first["loc"])[1:]
+    context: dict[str, Any] = first.get("ctx") or {}
+    if first["type"] == "json_invalid":
+        return InvalidRequestError(f"the body is not valid JSON: {context.get('error')}", code="invalid_json")
+    if "parameter" in context:
+        location.append(context["parameter"])
+    if not location:
+        return InvalidRequestError(
+            "the body must be a JSON object, sent with the header Content-Type: application/json"
+        )
+    param = _path(location)
+    if first["type"] == "extra_forbidden":
+        return InvalidRequestError(f"unrecognized request argument: {param}", param=param, code="unknown_parameter")
+    code = "unsupported_parameter" if first["type"] == "unsupported_parameter" else None
+    return InvalidRequestError(f"{param}: {first['msg']}", param=param, code=code)
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """Write `("messages", 0, "role")` as `messages[0].role`."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
+    return text.removeprefix(".")

@@ -1,0 +1,279 @@
+"""A real HTTP server on loopback in a thread, in front of a service that says what a test tells it to say."""
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvloop
+
+from diptych.core.errors import RequestError
+from diptych.core.events import FinishReason, Lifecycle, RequestRecord
+from diptych.core.ids import RequestId, WorkerId
+from diptych.core.messages import HealthState, PeerAddress, Role, WorkerState, WorkerStatus
+from diptych.core.request import Request
+from diptych.core.service import AnswerPart, ClusterStatus, EndOut, TokensOut, WorkerInfo
+from diptych.frontend.app import create_app
+from diptych.frontend.server import FrontendServer
+from diptych.frontend.settings import FrontendSettings
+from diptych.frontend.tokenizer import Tokenizer
+
+MODEL = "smol"
+PATIENCE_S = 20.0
+"""For what must happen soon on a machine that may be busy."""
+
+Script = Callable[[Request], AsyncGenerator[AnswerPart, None]]
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    return Path(os.environ.get("DIPTYCH_TEST_MODEL", "/tmp/openvino_paged_prototype"))  # noqa: S108
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_dir: Path) -> Tokenizer:
+    return Tokenizer(model_dir)
+
+
+@dataclass
+class Left:
+    """A request whose context was left."""
+
+    request_id: RequestId
+    was_complete: bool
+
+
+@dataclass
+class FakeService:
+    """Answers with whatever `script` yields, and remembers who came and who left."""
+
+    script: Script
+    refusal: RequestError | None = None
+    health: HealthState = "ready"
+    requests: list[Request] = field(default_factory=list)
+    entered: "queue.Queue[Request]" = field(default_factory=queue.Queue)
+    left: "queue.Queue[Left]" = field(default_factory=queue.Queue)
+
+    @asynccontextmanager
+    async def serve(self, request: Request) -> AsyncIterator[AsyncIterator[AnswerPart]]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.requests.append(request)
+        self.entered.put(request)
+        was_complete = False
+
+        async def parts() -> AsyncGenerator[AnswerPart, None]:
+            nonlocal was_complete
+            async with aclosing(self.script(request)) as script:
+                async for part in script:
+                    was_complete = was_complete or isinstance(part, EndOut)
+                    yield part
+
+        try:
+            async with aclosing(parts()) as answer:
+                yield answer
+        finally:
+            self.left.put(Left(request.request_id, was_complete))
+
+    def status(self) -> ClusterStatus:
+        worker = WorkerInfo(
+            role=Role.MIXED,
+            address=PeerAddress(WorkerId("mixed-0"), "ipc:///nowhere", 1),
+            status=WorkerStatus(
+                state=WorkerState.READY,
+                pid=1,
+                cores=[0],
+                engine="fake",
+                num_blocks=8,
+                num_free_blocks=8,
+                num_cached_blocks=0,
+                num_running=0,
+                num_waiting=0,
+                queued_prefill_tokens=0,
+                prefill_tokens_per_s=1.0,
+                decode_step_s=0.0,
+                memory_bytes=0,
+                num_steps=0,
+            ),
+            heartbeat_age_s=0.1,
+            num_assigned=0,
+        )
+        return ClusterStatus(
+            health=self.health, model=MODEL, max_model_len=64, num_requests=0, workers={WorkerId("mixed-0"): worker}
+        )
+
+    def recent_requests(self) -> list[RequestRecord]:
+        return [
+            RequestRecord(
+                request_id="chatcmpl-1",
+                outcome="stop",
+                decode_worker="mixed-0",
+                prefill_worker=None,
+                num_prompt_tokens=3,
+                num_cached_tokens=0,
+                num_output_tokens=2,
+                num_preemptions=0,
+                timeline={Lifecycle.ARRIVED: 1.0, Lifecycle.FINISHED: 2.0},
+            )
+        ]
+
+
+def say(
+    token_ids: list[int],
+    reason: FinishReason = FinishReason.STOP,
+    num_cached_tokens: int = 0,
+    num_tokens_together: int = 1,
+) -> Script:
+    """Answer with these tokens, cut at `max_tokens`."""
+
+    async def script(request: Request) -> AsyncGenerator[AnswerPart, None]:
+        max_tokens = request.sampling.max_tokens
+        said = token_ids[:max_tokens]
+        for start in range(0, len(said), num_tokens_together):
+            yield TokensOut(said[start : start + num_tokens_together])
+            await asyncio.sleep(0)
+        yield EndOut(reason if len(token_ids) < max_tokens else FinishReason.LENGTH, num_cached_tokens)
+
+    return script
+
+
+def say_and_wait(token_ids: list[int]) -> Script:
+    """Answer with these tokens and then with nothing, for ever."""
+
+    async def script(_: Request) -> AsyncGenerator[AnswerPart, None]:
+        for token_id in token_ids:
+            yield TokensOut([token_id])
+        await asyncio.Event().wait()
+
+    return script
+
+
+def say_and_raise(token_ids: list[int], error: Exception) -> Script:
+    """Answer with these tokens and then fail."""
+
+    async def script(_: Request) -> AsyncGenerator[AnswerPart, None]:
+        for token_id in token_ids:
+            yield TokensOut([token_id])
+        raise error
+
+    return script
+
+
+@dataclass
+class Frontend:
+    """A running server, what is behind it, and ways to talk to it."""
+
+    service: FakeService
+    server: FrontendServer
+    tokenizer: Tokenizer
+    loop: asyncio.AbstractEventLoop
+    thread: threading.Thread
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.port}"
+
+    def say(self, text: str, **how: Any) -> list[int]:
+        """Let the service answer with this text; return its tokens."""
+        token_ids = self.tokenizer.encode(text)
+        self.service.script = say(token_ids, **how)
+        return token_ids
+
+    def say_and_wait(self, text: str) -> None:
+        """Let the service begin with this text and never go on."""
+        self.service.script = say_and_wait(self.tokenizer.encode(text))
+
+    def say_and_raise(self, text: str, error: Exception) -> None:
+        """Let the service fail after this text."""
+        self.service.script = say_and_raise(self.tokenizer.encode(text), error)
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S)
+
+    def openai(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
+
+    def next_entered(self) -> Request:
+        """Wait for the next request to reach the service."""
+        return self.service.entered.get(timeout=PATIENCE_S)
+
+    def next_left(self) -> Left:
+        """Wait for the next request to leave the service."""
+        return self.service.left.get(timeout=PATIENCE_S)
+
+    def begin_drain(self) -> None:
+        self.loop.call_soon_threadsafe(self.server.begin_drain)
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        """Stop the server and wait for its thread."""
+        if self.thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self.server.stop(grace_s), self.loop).result(PATIENCE_S)
+            self.thread.join(PATIENCE_S)
+
+
+@contextmanager
+def running_frontend(tokenizer: Tokenizer, settings: FrontendSettings) -> Iterator[Frontend]:
+    """Serve on a free port until the block ends."""
+    started: queue.Queue[Frontend] = queue.Queue()
+
+    async def serve() -> None:
+        service = FakeService(say([]))
+        server = FrontendServer(create_app(service, tokenizer, settings), "127.0.0.1", 0)
+        server.bind()
+        started.put(Frontend(service, server, tokenizer, asyncio.get_running_loop(), threading.current_thread()))
+        await server.serve()
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run, name="frontend")
+    thread.start()
+    frontend = started.get(timeout=PATIENCE_S)
+    try:
+        yield frontend
+    finally:
+        frontend.stop()
+        assert not thread.is_alive()
+
+
+StartFrontend = Callable[..., Frontend]
+
+
+@pytest.fixture
+def start_frontend(tokenizer: Tokenizer) -> Iterator[StartFrontend]:
+    """Start a server of one's own; keywords replace settings."""
+    with ExitStack() as running:
+
+        def start(**changes: Any) -> Frontend:
+            settings = replace(FrontendSettings(model_name=MODEL, max_model_len=64), **changes)
+            return running.enter_context(running_frontend(tokenizer, settings))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def shared_frontend(tokenizer: Tokenizer) -> Iterator[Frontend]:
+    with running_frontend(tokenizer, FrontendSettings(model_name=MODEL, max_model_len=64)) as frontend:
+        yield frontend
+
+
+@pytest.fixture
+def frontend(shared_frontend: Frontend) -> Frontend:
+    """The shared server with a service that knows of nothing yet. Context: 64 tokens."""
+    service = shared_frontend.service
+    service.refusal = None
+    service.health = "ready"
+    service.requests.clear()
+    service.entered = queue.Queue()
+    service.left = queue.Queue()
+    shared_frontend.say("Hello there, world!")
+    return shared_frontend
