@@ -1,0 +1,55 @@
+"""The command line: arguments to one call, errors to one line.
+
+Exit status: 0 done, 1 an error of ours, 2 wrong usage, 130 ended by Ctrl-C before it was ready.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from diptych import __version__
+from diptych.cli.model import model_app
+from diptych.cli.serve import serve_command
+from diptych.cli.status import status_command
+from diptych.core.errors import DiptychError
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve large language models with prefill and decode on separate workers.",
+    epilog="Start with `diptych serve`, then talk to http://127.0.0.1:8000/v1 with any OpenAI client.",
+)
+app.command("serve")(serve_command)
+app.command("status")(status_command)
+app.add_typer(model_app, name="model")
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"diptych {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run `diptych`; every error of ours ends as one line on stderr."""
+    try:
+        app()
+    except DiptychError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,153 @@
+"""`diptych serve`: start, say where, wait, end in order."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from diptych.cli.status import workers_table
+from diptych.core.config import ServeConfig, load_config
+from diptych.core.errors import LaunchError
+from diptych.launch.server import Server, serve
+from diptych.models import stderr_progress
+
+SIGNAL_POLL_S = 0.2
+WORKERS, MEMORY, LIMITS, MODEL = "Workers", "KV cache", "Limits", "Model and engine"
+
+
+def _option(field: str, panel: str, *names: str, metavar: str | None = None) -> Any:
+    """Return the option for a field of `ServeConfig`, with the field's own help and default."""
+    info = ServeConfig.model_fields[field]
+    default = "" if info.default is None else f" [default: {info.default}]"
+    return typer.Option(
+        f"--{field.replace('_', '-')}",
+        *names,
+        help=f"{info.description}{default}",
+        rich_help_panel=panel,
+        metavar=metavar,
+    )
+
+
+def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
+    config: Annotated[
+        Path | None, typer.Option("--config", envvar="DIPTYCH_CONFIG", help="TOML file with any of these settings.")
+    ] = None,
+    model: Annotated[str | None, _option("model", MODEL, "-m")] = None,
+    host: Annotated[str | None, _option("host", LIMITS)] = None,
+    port: Annotated[int | None, _option("port", LIMITS, "-p")] = None,
+    prefill: Annotated[int | None, _option("prefill", WORKERS)] = None,
+    decode: Annotated[int | None, _option("decode", WORKERS)] = None,
+    mixed: Annotated[int | None, _option("mixed", WORKERS)] = None,
+    cores: Annotated[str | None, _option("cores", WORKERS, metavar="LIST")] = None,
+    engine: Annotated[str | None, _option("engine", MODEL)] = None,
+    modeled_time_scale: Annotated[float | None, _option("modeled_time_scale", MODEL)] = None,
+    kv_dtype: Annotated[str | None, _option("kv_dtype", MEMORY)] = None,
+    kv_bytes: Annotated[str | None, _option("kv_bytes", MEMORY, metavar="SIZE")] = None,
+    max_model_len: Annotated[int | None, _option("max_model_len", MEMORY)] = None,
+    max_num_seqs: Annotated[int | None, _option("max_num_seqs", MEMORY)] = None,
+    chunk_tokens: Annotated[int | None, _option("chunk_tokens", WORKERS)] = None,
+    decode_chunk_tokens: Annotated[int | None, _option("decode_chunk_tokens", WORKERS)] = None,
+    local_prefill_max_tokens: Annotated[int | None, _option("local_prefill_max_tokens", WORKERS)] = None,
+    exact: Annotated[bool | None, _option("exact", MEMORY)] = None,
+    kv_checksums: Annotated[bool | None, _option("kv_checksums", MEMORY)] = None,
+    request_timeout_s: Annotated[float | None, _option("request_timeout_s", LIMITS)] = None,
+    drain_timeout_s: Annotated[float | None, _option("drain_timeout_s", LIMITS)] = None,
+    start_timeout_s: Annotated[float | None, _option("start_timeout_s", LIMITS)] = None,
+    max_queue: Annotated[int | None, _option("max_queue", LIMITS)] = None,
+) -> None:
+    """Serve a model over OpenAI's API.
+
+    By default one prefill and one decode worker share this machine's cores. Every flag is also a key of --config FILE
+    and an environment variable (DIPTYCH_PORT=8001); flags win over the environment, the environment over the file.
+
+    Ctrl-C or SIGTERM finishes running answers and ends; a second one ends at once.
+    """
+    flags: dict[str, Any] = {
+        "model": model,
+        "host": host,
+        "port": port,
+        "prefill": prefill,
+        "decode": decode,
+        "mixed": mixed,
+        "cores": cores.split(",") if cores is not None else None,
+        "engine": engine,
+        "modeled_time_scale": modeled_time_scale,
+        "kv_dtype": kv_dtype,
+        "kv_bytes": kv_bytes,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "chunk_tokens": chunk_tokens,
+        "decode_chunk_tokens": decode_chunk_tokens,
+        "local_prefill_max_tokens": local_prefill_max_tokens,
+        "exact": exact,
+        "kv_checksums": kv_checksums,
+        "request_timeout_s": request_timeout_s,
+        "drain_timeout_s": drain_timeout_s,
+        "start_timeout_s": start_timeout_s,
+        "max_queue": max_queue,
+    }
+    settings = load_config(flags, os.environ, config)
+    console = Console(stderr=True)
+    signals = StopSignals()
+    with console.status("starting") as spinner:
+        server = serve(settings, progress=stderr_progress(), on_stage=spinner.update)
+    signals.on_ready()
+    _introduce(console, server)
+    _wait(server, signals)
+    _end(console, server)
+
+
+class StopSignals:
+    """What SIGINT and SIGTERM do.
+
+    Before the server is ready they interrupt the start. Then the first asks for an orderly end, a second for an
+    immediate one. To interrupt is to raise KeyboardInterrupt in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.is_end_asked = False
+        self._is_ready = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def on_ready(self) -> None:
+        """Let the next signal ask for an orderly end."""
+        self._is_ready = True
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.is_end_asked or not self._is_ready:
+            raise KeyboardInterrupt
+        self.is_end_asked = True
+
+
+def _introduce(console: Console, server: Server) -> None:
+    status = server.status()
+    console.print(workers_table(status))
+    memory_bytes = sum(worker["status"]["memory_bytes"] for worker in status["workers"].values())
+    console.print(
+        f"[bold]{server.model_name}[/bold] is ready after {server.started.ready_after_s:.1f} s, "
+        f"context {status['max_model_len']} tokens, workers' own memory {memory_bytes / 1e9:.2f} GB"
+    )
+    typer.echo(f"Diptych serves {server.model_name} at {server.url}")
+    body = f'{{"model": "{server.model_name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    typer.echo(f"Try:  curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+
+
+def _wait(server: Server, signals: StopSignals) -> None:
+    while not signals.is_end_asked:
+        if server.wait(SIGNAL_POLL_S):
+            server.kill()
+            raise LaunchError("the frontend has ended unexpectedly; its last words are above")
+
+
+def _end(console: Console, server: Server) -> None:
+    console.print("finishing running answers; Ctrl-C again ends at once")
+    try:
+        server.close()
+    except KeyboardInterrupt:
+        server.kill()
+        raise

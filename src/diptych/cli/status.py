@@ -1,0 +1,58 @@
+"""`diptych status`: what each worker of a running server is doing."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from diptych.launch.server import fetch_status
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def status_command(
+    url: Annotated[str, typer.Option("--url", help="Where the server listens.")] = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything, for programs.")] = False,
+) -> None:
+    """Show each worker's role, process, cores, state and blocks."""
+    status = fetch_status(url)
+    if as_json:
+        typer.echo(json.dumps(status, indent=2))
+        return
+    console = Console()
+    console.print(workers_table(status))
+    console.print(f"{status['model']}: {status['health']}, {status['num_requests']} requests running or waiting")
+
+
+def workers_table(status: dict[str, Any]) -> Table:
+    """Return a table of `ClusterStatus` as JSON, a row a worker."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("worker", "pid", "cores", "state", "running", "waiting", "blocks free / cached / all", "memory"):
+        table.add_column(heading)
+    for worker_id, info in status["workers"].items():
+        worker = info["status"]
+        blocks = f"{worker['num_free_blocks']} / {worker['num_cached_blocks']} / {worker['num_blocks']}"
+        table.add_row(
+            worker_id,
+            str(worker["pid"] or "-"),
+            _cores(worker["cores"]),
+            worker["state"],
+            str(worker["num_running"]),
+            str(worker["num_waiting"]),
+            blocks if worker["num_blocks"] else "visits others'",
+            f"{worker['memory_bytes'] / 1e6:.0f} MB",
+        )
+    return table
+
+
+def _cores(cores: list[int]) -> str:
+    """Write runs of cores as `0-3,6`."""
+    runs: list[list[int]] = []
+    for core in sorted(cores):
+        if runs and core == runs[-1][-1] + 1:
+            runs[-1].append(core)
+        else:
+            runs.append([core])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,1 @@
+"""What computes a step: OpenVINO on real weights, or a cost model with deterministic tokens."""

@@ -1,0 +1,104 @@
+"""An engine without weights: a cost model instead of time, and tokens that betray any mistake with KV.
+
+Its KV is real memory in real blocks: each token leaves a 64-bit state in its slot, computed from its id, its position
+and the state before it, *read back through the block table*. The next token is a function of the last state. So a
+wrong block table, a block that two sequences write, or a chunk that is skipped changes the answer, as it would with
+real weights; and the right answer is known without any engine (`expected_tokens`).
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from diptych.core.clock import Clock
+from diptych.core.ids import BlockId
+from diptych.engine.base import Logits, Row, WarmUp
+from diptych.hardware.cost_model import CostModel
+from diptych.kv.layout import CacheTensor, KVLayout
+
+BLOCK_SIZE_TOKENS = 32
+STATE_BYTES = 8
+MASK = 2**64 - 1
+FIRST_TOKEN_ID = 256
+"""Lower ids are often control tokens, which would leave no text."""
+
+
+def next_state(state: int, token_id: int, position: int) -> int:
+    """Return the state that a token leaves after `state` (0 before the first token)."""
+    mixed = (state ^ ((token_id + 1) * 0x9E3779B97F4A7C15)) & MASK
+    mixed = (mixed + position * 0xD1B54A32D192ED03) & MASK
+    mixed = ((mixed ^ (mixed >> 31)) * 0xBF58476D1CE4E5B9) & MASK
+    return mixed ^ (mixed >> 29)
+
+
+def token_of(state: int, vocab_size: int) -> int:
+    """Return the likeliest token after `state`."""
+    return FIRST_TOKEN_ID + state % (vocab_size - FIRST_TOKEN_ID)
+
+
+def expected_tokens(prompt_token_ids: Iterable[int], num_tokens: int, vocab_size: int) -> list[int]:
+    """Return the greedy answer to a prompt."""
+    state, position = 0, 0
+    for token_id in prompt_token_ids:
+        state = next_state(state, token_id, position)
+        position += 1
+    answer: list[int] = []
+    for _ in range(num_tokens):
+        answer.append(token_of(state, vocab_size))
+        state = next_state(state, answer[-1], position)
+        position += 1
+    return answer
+
+
+class ModeledEngine:
+    """A `StepEngine` that sleeps on `clock` for as long as `cost_model` says."""
+
+    def __init__(self, cost_model: CostModel, clock: Clock, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
+        self.name = "modeled"
+        tensor = CacheTensor("state", (BLOCK_SIZE_TOKENS, STATE_BYTES), "u8")
+        self.layout = KVLayout.of([tensor], BLOCK_SIZE_TOKENS)
+        self.vocab_size = vocab_size
+        self.eos_token_ids = eos_token_ids
+        self._cost_model = cost_model
+        self._clock = clock
+        self._states: npt.NDArray[np.uint64] | None = None
+
+    def bind(self, blocks: memoryview, num_blocks: int) -> None:
+        """Use the shared blocks as an array of states [num_blocks, block_size]."""
+        num_bytes = num_blocks * self.layout.block_bytes
+        self._states = np.frombuffer(blocks[:num_bytes], np.uint64).reshape(num_blocks, BLOCK_SIZE_TOKENS)
+
+    def warm_up(self, plan: WarmUp, block_table: Sequence[BlockId]) -> float:
+        """Return the modeled prefill speed; there is nothing to warm up."""
+        if not plan.prefill_tokens:
+            return 0.0
+        seconds = self._cost_model.step_s([(plan.prefill_tokens, 0)])
+        return plan.prefill_tokens / seconds if seconds > 0 else 1e9
+
+    def step(self, rows: Sequence[Row]) -> Logits:
+        """Write the states of all rows' tokens; return logits with one clear maximum and a few lesser ones."""
+        duration_s = self._cost_model.step_s([(len(row.token_ids), row.num_past_tokens) for row in rows])
+        if duration_s > 0:
+            self._clock.sleep(duration_s)
+        last_states = [self._write(row) for row in rows]
+        sampled = [state for row, state in zip(rows, last_states, strict=True) if row.is_sampled]
+        logits = np.full((len(sampled), self.vocab_size), -30.0, np.float32)
+        for index, state in enumerate(sampled):
+            for rank in range(8):
+                logits[index, token_of((state + rank * 7919) & MASK, self.vocab_size)] = 8.0 - rank
+        return logits
+
+    def _write(self, row: Row) -> int:
+        assert self._states is not None, "bind comes before step"
+        position = row.num_past_tokens
+        state = self._read(row.block_table, position - 1) if position else 0
+        for token_id in row.token_ids:
+            state = next_state(state, token_id, position)
+            self._states[row.block_table[position // BLOCK_SIZE_TOKENS], position % BLOCK_SIZE_TOKENS] = state
+            position += 1
+        return state
+
+    def _read(self, block_table: Sequence[BlockId], position: int) -> int:
+        assert self._states is not None
+        return int(self._states[block_table[position // BLOCK_SIZE_TOKENS], position % BLOCK_SIZE_TOKENS])

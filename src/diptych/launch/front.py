@@ -1,0 +1,116 @@
+"""The front process: HTTP frontend and router on one event loop. Started by the launcher."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+import zmq
+import zmq.asyncio
+
+from diptych.core.clock import SystemClock
+from diptych.core.control import ClusterReady, FromLauncher, FrontendListening, FrontendOrder, StartFailure
+from diptych.core.errors import DiptychError, LaunchError
+from diptych.core.messages import ToRouter
+from diptych.frontend.app import create_app
+from diptych.frontend.server import FrontendServer
+from diptych.frontend.settings import FrontendSettings
+from diptych.frontend.tokenizer import Tokenizer
+from diptych.kv.hashing import BlockHasher
+from diptych.router.router import Router
+from diptych.router.settings import RouterSettings
+from diptych.wire.control import ControlChannel
+from diptych.wire.mailbox import AsyncInbox, Outbox
+
+ORDER_TIMEOUT_S = 300.0
+READY_POLL_S = 0.01
+
+
+async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> None:
+    tokenizer = Tokenizer(Path(order.model.path))
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    inbox: AsyncInbox[ToRouter] = AsyncInbox(zmq.asyncio.Context(context), order.endpoint, ToRouter)
+    outbox = Outbox(context)
+    clock = SystemClock()
+    router = Router(
+        model=order.model.name,
+        max_model_len=order.max_model_len,
+        hasher=BlockHasher(order.model.key, order.layout_fingerprint, block_size=order.block_size),
+        inbox=inbox,
+        outbox=outbox,
+        clock=clock,
+        settings=RouterSettings(
+            max_outstanding_requests=order.max_outstanding_requests,
+            local_prefill_max_tokens=order.local_prefill_max_tokens,
+        ),
+        expected_workers=order.workers,
+    )
+    settings = FrontendSettings(
+        model_name=order.model.name,
+        max_model_len=order.max_model_len,
+        request_timeout_s=order.request_timeout_s,
+    )
+    server = FrontendServer(create_app(router, tokenizer, settings, clock), order.host, order.port)
+    control.send(FrontendListening(port=server.bind()))
+    must_stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, must_stop.set)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            routing = tasks.create_task(router.run())
+            tasks.create_task(server.serve())
+            announcing = tasks.create_task(_announce_ready(router, control))
+            await must_stop.wait()
+            announcing.cancel()
+            await server.stop(order.drain_timeout_s)
+            routing.cancel()
+    finally:
+        inbox.close()
+        outbox.close()
+
+
+async def _announce_ready(router: Router, control: ControlChannel[FromLauncher]) -> None:
+    while router.status().health != "ready":  # noqa: ASYNC110  once, at the start
+        await asyncio.sleep(READY_POLL_S)
+    control.send(ClusterReady())
+
+
+def main() -> int:
+    """Run the front process; called by the launcher as `python -m diptych.launch.front --control FD`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the launcher")
+    control: ControlChannel[FromLauncher] = ControlChannel.of_descriptor(parser.parse_args().control, FromLauncher)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher, which then ends everyone in order
+    try:
+        _serve(control)
+    except* DiptychError as errors:
+        control.send(StartFailure(message=_first_message(errors)))
+        exit_status = 1
+    else:
+        exit_status = 0
+    return exit_status
+
+
+def _serve(control: ControlChannel[FromLauncher]) -> None:
+    order = control.receive(ORDER_TIMEOUT_S)
+    if not isinstance(order, FrontendOrder):
+        raise LaunchError(f"expected the frontend's order, got {type(order).__name__}")
+    os.sched_setaffinity(0, set(order.cores))
+    control.end_process_with_launcher()
+    uvloop.run(_run(order, control))
+
+
+def _first_message(errors: BaseException) -> str:
+    while isinstance(errors, BaseExceptionGroup):
+        errors = errors.exceptions[0]
+    return str(errors)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # threads of libraries need not be waited for: all that matters has been closed

@@ -1,0 +1,1 @@
+"""How messages travel between processes: one inbox a process, many senders."""

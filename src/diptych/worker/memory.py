@@ -1,0 +1,59 @@
+"""A worker's hold on the node's segment: the header, the blocks, and the checks before anything is written."""
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from diptych.core.ids import BlockId, RequestId
+from diptych.engine.base import Logits, Row, StepEngine
+from diptych.kv.block_table import TableUse, check_block_tables
+from diptych.kv.header import SegmentHeader
+from diptych.kv.layout import KVLayout
+
+
+class StepPart(NamedTuple):
+    """A row of a step and what entitles it to write."""
+
+    row: Row
+    request_id: RequestId
+    epoch: int
+
+
+class WorkerMemory:
+    """The mapped segment, as one worker uses it. `blocks` is the part of the segment behind the header."""
+
+    def __init__(self, header: SegmentHeader, blocks: memoryview, layout: KVLayout) -> None:
+        self.header = header
+        self.layout = layout
+        self.num_blocks = header.num_blocks
+        self._blocks = blocks
+
+    def check(self, parts: Sequence[StepPart]) -> None:
+        """Check every block table against the header.
+
+        Raises: BlockTableError.
+        """
+        uses = [
+            TableUse(
+                part.request_id, part.row.block_table, part.row.num_past_tokens, len(part.row.token_ids), part.epoch
+            )
+            for part in parts
+        ]
+        check_block_tables(uses, self.layout.block_size, self.num_blocks, self.header.block_epochs)
+
+    def run_step(self, engine: StepEngine, parts: Sequence[StepPart]) -> Logits:
+        """Check every block table, then compute.
+
+        Raises: BlockTableError, and nothing was written; EngineError.
+        """
+        self.check(parts)
+        return engine.step([part.row for part in parts])
+
+    def checksum_written(self, block_table: Sequence[BlockId], num_cached_tokens: int, num_tokens: int) -> int:
+        """Return a CRC-32 over the blocks that hold tokens `num_cached_tokens` to `num_tokens` of a sequence."""
+        block_size = self.layout.block_size
+        checksum = 0
+        for block_id in block_table[num_cached_tokens // block_size : self.layout.num_blocks_for(num_tokens)]:
+            for offset, num_bytes in self.layout.block_spans(block_id, self.num_blocks):
+                checksum = zlib.crc32(self._blocks[offset : offset + num_bytes], checksum)
+        return checksum

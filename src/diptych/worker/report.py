@@ -1,0 +1,78 @@
+"""What a worker has to tell the router: collected during a step, sent as one message."""
+
+from dataclasses import dataclass, field
+
+from diptych.core.events import FinishReason, Lifecycle
+from diptych.core.ids import WorkerId
+from diptych.core.messages import Aborted, CacheChange, Failed, FailureKind, Finished, TokenEvent, Tokens
+from diptych.worker.sequence import Sequence
+
+
+@dataclass
+class Report:
+    """Events since the last message."""
+
+    tokens: list[TokenEvent] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
+    aborted: list[Aborted] = field(default_factory=list)
+
+    def add_token(self, sequence: Sequence, token_id: int) -> None:
+        """Tell the newest token of an answer."""
+        index = sequence.num_output_tokens - 1
+        self.tokens.append(TokenEvent(sequence.request_id, sequence.attempt, index, token_id))
+
+    def add_finished(self, sequence: Sequence, reason: FinishReason, now_s: float) -> None:
+        """Tell that an answer is complete."""
+        sequence.timeline[Lifecycle.FINISHED] = now_s
+        self.finished.append(
+            Finished(
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+                reason=reason,
+                num_output_tokens=sequence.num_output_tokens,
+                num_cached_tokens=sequence.num_cached_tokens,
+                num_preemptions=sequence.num_preemptions,
+                timeline=sequence.timeline,
+            )
+        )
+
+    def add_failed(self, sequence: Sequence, kind: FailureKind, message: str, now_s: float) -> None:
+        """Tell that a request will get no (further) answer."""
+        sequence.timeline[Lifecycle.FINISHED] = now_s
+        self.failed.append(
+            Failed(
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+                kind=kind,
+                message=message,
+                timeline=sequence.timeline,
+            )
+        )
+
+    def add_aborted(self, sequence: Sequence, now_s: float) -> None:
+        """Tell that a request was aborted as asked."""
+        sequence.timeline[Lifecycle.FINISHED] = now_s
+        self.aborted.append(
+            Aborted(
+                request_id=sequence.request_id,
+                num_output_tokens=sequence.num_output_tokens,
+                timeline=sequence.timeline,
+            )
+        )
+
+    def take(self, worker_id: WorkerId, incarnation: int, cache_change: CacheChange | None) -> Tokens | None:
+        """Return the message and start anew; None if there is nothing to tell."""
+        if not (self.tokens or self.finished or self.failed or self.aborted or cache_change):
+            return None
+        message = Tokens(
+            worker_id=worker_id,
+            incarnation=incarnation,
+            tokens=self.tokens,
+            finished=self.finished,
+            failed=self.failed,
+            aborted=self.aborted,
+            cache_change=cache_change,
+        )
+        self.tokens, self.finished, self.failed, self.aborted = [], [], [], []
+        return message

@@ -1,0 +1,74 @@
+"""A request as the worker that owns its blocks sees it."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from diptych.core.events import Lifecycle, Timeline
+from diptych.core.ids import BlockHash, BlockId, RequestId
+from diptych.core.messages import PeerAddress
+from diptych.core.request import Request
+
+
+class SequenceState(Enum):
+    """Where a sequence is. It holds blocks in all states but WAITING."""
+
+    WAITING = auto()
+    """In the queue, without blocks."""
+    GRANTED = auto()
+    """A prefill worker writes its prompt into its blocks."""
+    PREFILLING = auto()
+    """This worker writes its prompt, chunk by chunk."""
+    DECODING = auto()
+    """This worker writes one token a step: a new one, or after a preemption one that is known already."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens, blocks and progress of one request.
+
+    Invariant: KV of `token_ids[:num_computed_tokens]` is in `block_table`; its other tokens are known but not computed.
+    """
+
+    request: Request
+    attempt: int
+    prefill: PeerAddress | None
+    """Who shall read the prompt; None: this worker."""
+    arrival: int
+    """Counts the sequences of this worker in order of arrival."""
+    token_ids: list[int]
+    """The prompt and then the answer."""
+    block_hashes: list[BlockHash]
+    """Of the full blocks of `token_ids` that have been hashed so far, from the first on."""
+    state: SequenceState = SequenceState.WAITING
+    block_table: list[BlockId] = field(default_factory=list)
+    epoch: int = 0
+    """Of its present reservation; stands in the header of every block it may write."""
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Found in the prefix cache at its first reservation."""
+    num_preemptions: int = 0
+    timeline: Timeline = field(default_factory=dict)
+
+    @property
+    def request_id(self) -> RequestId:
+        """Id of its request."""
+        return self.request.request_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Length of the answer so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_remaining_prompt_tokens(self) -> int:
+        """Prompt tokens not computed yet."""
+        return self.num_prompt_tokens - self.num_computed_tokens
+
+    def note_first(self, event: Lifecycle, now_s: float) -> None:
+        """Record when `event` happened for the first time."""
+        self.timeline.setdefault(event, now_s)

@@ -1,0 +1,116 @@
+"""Blocks for sequences: reserve, grow, record what has been computed, release.
+
+Every block that a sequence may write carries the sequence's epoch in the segment's header, and every computed token is
+committed there after its step: that is what a successor of this worker needs, and what keeps a late writer out.
+"""
+
+from collections.abc import Sequence as Several
+
+from diptych.core.ids import BlockHash
+from diptych.kv.hashing import BlockHasher
+from diptych.kv.header import BlockCommit, SegmentHeader, request_key
+from diptych.kv.prefix_cache import PrefixCache
+from diptych.policy.batching import MIN_CHUNK_TOKENS
+from diptych.worker.sequence import Sequence
+
+EPOCHS_PER_INCARNATION = 2**40
+
+
+class SequenceBlocks:
+    """The blocks that a worker owns, as its sequences use them."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
+        self,
+        cache: PrefixCache,
+        header: SegmentHeader,
+        hasher: BlockHasher,
+        block_size: int,
+        incarnation: int,
+        is_exact: bool,
+    ) -> None:
+        self.cache = cache
+        self._header = header
+        self._hasher = hasher
+        self._block_size = block_size
+        self._is_exact = is_exact
+        self._last_epoch = incarnation * EPOCHS_PER_INCARNATION
+
+    def hash_prompt(self, token_ids: Several[int]) -> list[BlockHash]:
+        """Name the full blocks of a prompt."""
+        return self._hasher.hash_blocks(token_ids)
+
+    def try_reserve(self, sequence: Sequence, num_spare_blocks: int) -> bool:
+        """Give `sequence` blocks for all its known tokens and the next one, as many as possible from the cache.
+
+        False, and nothing changed, if that would leave fewer than `num_spare_blocks` for others to grow into.
+        """
+        shared = self.cache.match(sequence.block_hashes, self._max_cached_blocks(sequence))
+        num_blocks = len(sequence.token_ids) // self._block_size + 1
+        num_new = num_blocks - len(shared)
+        new = None
+        if num_new + num_spare_blocks <= self.cache.num_available_blocks:
+            new = self.cache.try_allocate(num_new)
+        if new is None:
+            self.cache.release(shared)
+            return False
+        self._last_epoch += 1
+        sequence.epoch = self._last_epoch
+        sequence.block_table = shared + new
+        sequence.num_computed_tokens = len(shared) * self._block_size
+        self._header.reserve(new, sequence.epoch)
+        return True
+
+    def _max_cached_blocks(self, sequence: Sequence) -> int:
+        """Return how many of its blocks may come from the cache: at least one token must be computed for its logits.
+
+        Of a prompt at least two tokens, since a single row rounds differently: a hit that would leave one gives a block
+        back. Behind the prompt (an answer that goes on after a preemption) rows are single anyway.
+        """
+        prompt, size = sequence.num_prompt_tokens, self._block_size
+        num_blocks = (len(sequence.token_ids) - 1) // size
+        if 0 < prompt - num_blocks * size < MIN_CHUNK_TOKENS:
+            num_blocks -= 1
+        return num_blocks
+
+    def try_grow(self, sequence: Sequence) -> bool:
+        """Make sure that `sequence` has a block for its next token; False if there is none now."""
+        if sequence.num_computed_tokens < len(sequence.block_table) * self._block_size:
+            return True
+        new = self.cache.try_allocate(1)
+        if new is None:
+            return False
+        self._header.reserve(new, sequence.epoch)
+        sequence.block_table += new
+        return True
+
+    def on_computed(self, progress: Several[tuple[Sequence, int]]) -> None:
+        """Record that a step (or a prefill worker) has computed the next `num_tokens` tokens of each sequence."""
+        commits: list[BlockCommit] = []
+        for sequence, num_tokens in progress:
+            begin = sequence.num_computed_tokens
+            sequence.num_computed_tokens = end = begin + num_tokens
+            self._hash_up_to(sequence, end)
+            key = request_key(sequence.request_id, sequence.attempt)
+            for index in range(begin // self._block_size, (end - 1) // self._block_size + 1):
+                num_filled = min(end - index * self._block_size, self._block_size)
+                block_hash = sequence.block_hashes[index] if num_filled == self._block_size else None
+                block_id = sequence.block_table[index]
+                commits.append(BlockCommit(block_id, block_hash, key, index, num_filled, sequence.epoch))
+                if block_hash is not None and self._may_cache(sequence, index):
+                    self.cache.insert(block_hash, block_id)
+        self._header.commit(commits)
+
+    def _hash_up_to(self, sequence: Sequence, num_tokens: int) -> None:
+        hashes, size = sequence.block_hashes, self._block_size
+        while (len(hashes) + 1) * size <= num_tokens:
+            tokens = sequence.token_ids[len(hashes) * size : (len(hashes) + 1) * size]
+            hashes.append(self._hasher.extend(hashes[-1] if hashes else None, tokens))
+
+    def _may_cache(self, sequence: Sequence, index: int) -> bool:
+        return not self._is_exact or (index + 1) * self._block_size <= sequence.num_prompt_tokens
+
+    def release(self, sequence: Sequence) -> None:
+        """Take all blocks of `sequence` back; what is cached stays findable."""
+        self.cache.release(sequence.block_table)
+        sequence.block_table = []
+        sequence.num_computed_tokens = 0

@@ -1,0 +1,244 @@
+"""One worker process: get the order, load the model, take the lease, then step until told to stop.
+
+    receive messages -> take the finished step's result -> plan and start the next step -> tell the router
+
+The loop itself never computes; steps run on a thread (step_thread.py), so messages are read while one is running.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import zmq
+
+from diptych.core.clock import Clock, SystemClock
+from diptych.core.control import FromLauncher, LayoutReport, Lease, StartFailure, WorkerOrder
+from diptych.core.errors import DiptychError, LaunchError, PeerUnreachableError
+from diptych.core.messages import (
+    HEARTBEAT_INTERVAL_S,
+    CacheChange,
+    Heartbeat,
+    PeerAddress,
+    Role,
+    ToWorker,
+    WorkerState,
+    WorkerStatus,
+)
+from diptych.engine.base import StepEngine, WarmUp
+from diptych.engine.modeled_engine import ModeledEngine
+from diptych.hardware.cost_model import SMOLLM2_135M_ONE_AVX2_CORE
+from diptych.kv.hashing import BlockHasher
+from diptych.kv.header import SegmentHeader, header_bytes
+from diptych.kv.prefix_cache import PrefixCache
+from diptych.transfer.segment import Segment
+from diptych.wire.control import ControlChannel
+from diptych.wire.mailbox import Inbox, Outbox
+from diptych.worker.decode import DecodeRole
+from diptych.worker.load import Speed
+from diptych.worker.memory import WorkerMemory
+from diptych.worker.prefill import PrefillRole
+from diptych.worker.sequence_blocks import SequenceBlocks
+from diptych.worker.step_thread import StepThread
+
+LEASE_TIMEOUT_S = 120.0
+WARM_UP_BLOCKS = 10
+WARM_UP_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+MODELED_VOCAB_SIZE = 49152
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """The loop of one worker, from the first message to SIGTERM."""
+
+    def __init__(
+        self, order: WorkerOrder, engine: StepEngine, memory: WorkerMemory, lease: Lease, clock: Clock
+    ) -> None:
+        self._order = order
+        self._engine = engine
+        self._clock = clock
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._outbox = Outbox(self._context)
+        self._inbox: Inbox[ToWorker] = Inbox(self._context, order.endpoint, ToWorker)
+        self._steps = StepThread(engine, memory, self._context)
+        block_ids = memory.header.owned_blocks(order.worker_id)
+        self._speed = Speed(engine.warm_up(_warm_up_plan(order), block_ids[:WARM_UP_BLOCKS]))
+        self._cache = PrefixCache(block_ids if order.role is not Role.PREFILL else [])
+        self._num_cache_changes = 0
+        self._decode: DecodeRole | None = None
+        self._role: PrefillRole | DecodeRole
+        if order.role is Role.PREFILL:
+            self._role = PrefillRole(order, memory, self._outbox, clock, self._speed)
+        else:
+            hasher = BlockHasher(order.model.key, engine.layout.fingerprint, block_size=engine.layout.block_size)
+            blocks = SequenceBlocks(
+                self._cache, memory.header, hasher, engine.layout.block_size, order.incarnation, order.is_exact
+            )
+            self._role = self._decode = DecodeRole(
+                order, engine, memory, blocks, self._outbox, clock, self._speed, lease.max_model_len
+            )
+        self._is_stopping = False
+        self._next_heartbeat_s = 0.0
+
+    def stop(self, *_: int | FrameType | None) -> None:
+        """End `run` after the running step (a signal handler)."""
+        self._is_stopping = True
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        with self._steps, self._outbox:
+            while not self._is_stopping:
+                self._turn()
+            self._send_heartbeat(WorkerState.DRAINING)
+        self._inbox.close()
+        self._context.term()
+
+    def _turn(self) -> None:
+        timeout_s = min(max(self._next_heartbeat_s - self._clock.now_s(), 0.0), HEARTBEAT_INTERVAL_S)
+        for message in self._inbox.receive(timeout_s, self._steps.wake):
+            self._role.on_message(message)
+        done = self._steps.try_take()
+        if done is not None:
+            self._role.on_step_done(*done)
+        if self._decode is not None:
+            self._decode.admit()
+        if not self._steps.is_running:
+            parts = self._role.plan_step()
+            if parts:
+                self._steps.start(parts)
+        self._report()
+        if self._clock.now_s() >= self._next_heartbeat_s:
+            self._send_heartbeat(WorkerState.READY)
+
+    def _report(self) -> None:
+        if self._decode is None:
+            return
+        order = self._order
+        message = self._decode.report.take(order.worker_id, order.incarnation, self._take_cache_change())
+        if message is None:
+            return
+        try:
+            self._outbox.send(order.router_endpoint, message)
+        except PeerUnreachableError as error:
+            # The router hears nothing of these requests again and fails them at their deadlines.
+            log.error("lost %d token events: %s", len(message.tokens), error)  # noqa: TRY400  no traceback wanted
+
+    def _take_cache_change(self) -> CacheChange | None:
+        stored, removed = self._cache.take_changes()
+        if not (stored or removed):
+            return None
+        self._num_cache_changes += 1
+        return CacheChange(sequence=self._num_cache_changes, stored=stored, removed=removed)
+
+    def _send_heartbeat(self, state: WorkerState) -> None:
+        self._next_heartbeat_s = self._clock.now_s() + HEARTBEAT_INTERVAL_S
+        order, load, cache = self._order, self._role.load(), self._cache
+        status = WorkerStatus(
+            state=state,
+            pid=os.getpid(),
+            cores=order.cores,
+            engine=self._engine.name,
+            num_blocks=cache.num_blocks,
+            num_free_blocks=cache.num_free_blocks,
+            num_cached_blocks=cache.num_cached_blocks,
+            num_running=load.num_running,
+            num_waiting=load.num_waiting,
+            queued_prefill_tokens=load.queued_prefill_tokens,
+            prefill_tokens_per_s=self._speed.prefill_tokens_per_s,
+            decode_step_s=self._speed.decode_step_s,
+            memory_bytes=private_memory_bytes(),
+            num_steps=self._speed.num_steps,
+        )
+        address = PeerAddress(order.worker_id, order.endpoint, order.incarnation)
+        try:
+            self._outbox.send(order.router_endpoint, Heartbeat(role=order.role, address=address, status=status))
+        except PeerUnreachableError as error:
+            log.warning("heartbeat not sent: %s", error)
+
+
+def _warm_up_plan(order: WorkerOrder) -> WarmUp:
+    match order.role:
+        case Role.PREFILL:
+            return WarmUp(order.chunk_tokens, (), False)
+        case Role.DECODE:
+            # It reads prompts only when nobody else can, or short ones: the shapes in between come when they come.
+            batch_sizes = tuple(size for size in WARM_UP_BATCH_SIZES if size <= order.max_num_seqs)
+            return WarmUp(order.decode_chunk_tokens, batch_sizes, True)
+        case Role.MIXED:
+            batch_sizes = tuple(size for size in WARM_UP_BATCH_SIZES if size <= order.max_num_seqs)
+            return WarmUp(order.chunk_tokens, batch_sizes, True)
+
+
+def private_memory_bytes() -> int:
+    """Return the memory of this process that it shares with nobody (the segment not counted)."""
+    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _load_engine(order: WorkerOrder, clock: Clock) -> StepEngine:
+    eos_token_ids = frozenset(order.model.eos_token_ids)
+    if order.engine == "modeled":
+        cost_model = SMOLLM2_135M_ONE_AVX2_CORE.scaled(order.modeled_time_scale)
+        return ModeledEngine(cost_model, clock, MODELED_VOCAB_SIZE, eos_token_ids)
+    # Here, so that a worker without it starts without the second that its import takes.
+    from diptych.engine.openvino_engine import OpenVinoEngine  # noqa: PLC0415
+
+    return OpenVinoEngine(Path(order.model.path), eos_token_ids, len(order.cores), order.kv_dtype)
+
+
+def _start(control: ControlChannel[FromLauncher]) -> Worker:
+    order = control.receive(LEASE_TIMEOUT_S)
+    if not isinstance(order, WorkerOrder):
+        raise LaunchError(f"expected a worker's order, got {type(order).__name__}")
+    os.sched_setaffinity(0, set(order.cores))  # the engine's threads inherit it
+    clock = SystemClock()
+    engine = _load_engine(order, clock)
+    layout = engine.layout
+    control.send(
+        LayoutReport(
+            block_size=layout.block_size,
+            block_bytes=layout.block_bytes,
+            fingerprint=layout.fingerprint,
+            engine=engine.name,
+        )
+    )
+    lease = control.receive(LEASE_TIMEOUT_S)
+    if not isinstance(lease, Lease):
+        raise LaunchError(f"expected a lease, got {type(lease).__name__}")
+    segment = Segment(order.segment_fd)
+    segment.populate()
+    header = SegmentHeader.open(segment.view(0, segment.num_bytes))
+    header.require(layout.fingerprint, order.model.key)
+    blocks_at = header_bytes(header.num_blocks, header.shape.extent_blocks)
+    blocks = segment.view(blocks_at, header.num_blocks * layout.block_bytes)
+    engine.bind(blocks, header.num_blocks)
+    return Worker(order, engine, WorkerMemory(header, blocks, layout), lease, clock)
+
+
+def main() -> int:
+    """Run a worker; called by the launcher as `python -m diptych.worker.server --control FD`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the launcher")
+    control: ControlChannel[FromLauncher] = ControlChannel.of_descriptor(parser.parse_args().control, FromLauncher)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher, which then ends everyone in order
+    try:
+        worker = _start(control)
+    except DiptychError as error:
+        control.send(StartFailure(message=str(error)))
+        return 1
+    signal.signal(signal.SIGTERM, worker.stop)
+    control.end_process_with_launcher()
+    worker.run()
+    return 0
+
+
+if __name__ == "__main__":
+    # Not sys.exit: the engine's threads and the mapping would be torn down in an order that nobody has tested.
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,75 @@
+"""Steps run on a thread of their own, so that the worker reads its messages meanwhile.
+
+A step may take a good part of a second. A request that arrives during it shall get its blocks, and its prefill worker
+the grant, at once.
+"""
+
+import queue
+import threading
+import time
+from typing import Self
+
+import zmq
+
+from diptych.core.errors import EngineError
+from diptych.engine.base import Logits, StepEngine
+from diptych.worker.memory import StepPart, WorkerMemory
+
+WAKE_ENDPOINT = "inproc://step-done"
+
+
+class StepThread:
+    """Runs one step at a time. `wake` becomes readable when it is done."""
+
+    def __init__(self, engine: StepEngine, memory: WorkerMemory, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._engine = engine
+        self._memory = memory
+        self._context = context
+        self._orders: queue.SimpleQueue[list[StepPart] | None] = queue.SimpleQueue()
+        self._outcome: Logits | EngineError | None = None
+        self._started_s = self._ended_s = 0.0
+        self.is_running = False
+        self.wake = context.socket(zmq.PAIR)
+        self.wake.bind(WAKE_ENDPOINT)
+        self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for the running step to end, and for the thread."""
+        self._orders.put(None)
+        self._thread.join()
+        self.wake.close(linger=0)
+
+    def start(self, parts: list[StepPart]) -> None:
+        """Begin a step. None may be running."""
+        assert not self.is_running
+        self.is_running = True
+        self._orders.put(parts)
+
+    def try_take(self) -> tuple[Logits | EngineError, float] | None:
+        """Return outcome and duration in seconds of the step that has ended since; None if there is none."""
+        try:
+            self.wake.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        outcome, self._outcome = self._outcome, None
+        assert outcome is not None
+        self.is_running = False
+        return outcome, self._ended_s - self._started_s
+
+    def _run(self) -> None:
+        done = self._context.socket(zmq.PAIR)
+        done.connect(WAKE_ENDPOINT)
+        while (parts := self._orders.get()) is not None:
+            self._started_s = time.monotonic()
+            try:
+                self._outcome = self._memory.run_step(self._engine, parts)
+            except EngineError as error:
+                self._outcome = error
+            self._ended_s = time.monotonic()
+            done.send(b"")
+        done.close(linger=0)
