@@ -20,9 +20,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @model_app.command("list")
-def list_command(as_json: _WIDTH_OF_A_PIPE = 1000
-
-JsonOption = False) -> None:
+def list_command(as_json: JsonOption = False) -> None:
     """Show the models that have a name and those in the cache ($DIPTYCH_CACHE, by default ~/.cache/diptych)."""
     rows = list_models()
     if as_json:
@@ -54,9 +52,7 @@ def show_command(
     model: Annotated[
         str, typer.Argument(help="A name, a folder of OpenVINO IR, a .gguf file, or a hub id that was pulled.")
     ],
-    as_json: _WIDTH_OF_A_PIPE = 1000
-
-JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a model on this machine is."""
     description = describe(model)

@@ -36,6 +36,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     incarnation: int
     role: Role
     cores: list[int]
+    niceness: int
+    """Above 0 where the frontend runs on the same cores: it needs little, but at once."""
     engine: EngineKind
     modeled_time_scale: float
     """The modeled engine takes this times the time of the real one; 0 takes none."""

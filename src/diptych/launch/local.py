@@ -42,6 +42,7 @@ from diptych.wire.mailbox import Outbox
 WORKER_MODULE = "diptych.worker.server"
 FRONTEND_MODULE = "diptych.launch.front"
 STOP_TIMEOUT_S = 5.0
+NICENESS_BESIDE_FRONTEND = 5
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 log = logging.getLogger(__name__)
 
@@ -188,6 +189,7 @@ class LocalCluster:
             incarnation=self._incarnations[worker_id],
             role=self._roles[worker_id],
             cores=self._cores.workers[worker_id],
+            niceness=NICENESS_BESIDE_FRONTEND if self._is_beside_frontend(worker_id) else 0,
             engine=config.engine,
             modeled_time_scale=config.modeled_time_scale,
             kv_dtype=config.kv_dtype,
@@ -202,6 +204,9 @@ class LocalCluster:
             is_exact=config.exact,
             has_kv_checksums=config.kv_checksums,
         )
+
+    def _is_beside_frontend(self, worker_id: WorkerId) -> bool:
+        return not set(self._cores.workers[worker_id]).isdisjoint(self._cores.frontend)
 
     def _frontend_order(self, layout: LayoutReport, plan: SegmentPlan) -> FrontendOrder:
         config = self._config

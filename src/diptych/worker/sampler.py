@@ -17,6 +17,8 @@ Floats = npt.NDArray[np.float32]
 BINS_PER_NAT, NUM_BINS = 64, 2048
 """Bins by likelihood: 64 for each factor of e, down to e^-32 of the likeliest token's."""
 TOKENS_PER_RUN = 256
+SMALLEST_TEMPERATURE = 1e-20
+"""Below it nothing changes any more (only equal logits have equal chances), and 32 bits would soon call it zero."""
 
 
 def sample(logits: Logits, draws: Sequence[tuple[SamplingParams, int]]) -> list[int]:
@@ -39,8 +41,7 @@ def sample(logits: Logits, draws: Sequence[tuple[SamplingParams, int]]) -> list[
 
 
 def _draw(logits: Floats, highest: float, params: SamplingParams, index: int) -> int:
-    with np.errstate(over="ignore"):  # a tiny temperature sends all gaps but the likeliest's to infinity, as it should
-        gaps = (np.float32(highest) - logits) / np.float32(params.temperature)
+    gaps = (np.float32(highest) - logits) / np.float32(max(params.temperature, SMALLEST_TEMPERATURE))
     weights = np.exp(-gaps)
     _drop_unlikely(weights, gaps, params)
     return _choose(weights, uniform(params.seed, index))
@@ -86,7 +87,8 @@ def _choose(weights: Floats, point: float) -> int:
     begins = np.arange(0, len(weights), TOKENS_PER_RUN)
     runs = np.cumsum(np.add.reduceat(weights, begins, dtype=np.float64))
     wanted = point * runs[-1]
-    run = int(np.searchsorted(runs, wanted, side="right"))
+    # The product may round up to the whole sum: then it is the last run of any weight.
+    run = int(min(np.searchsorted(runs, wanted, side="right"), np.searchsorted(runs, runs[-1])))
     tokens = np.cumsum(weights[begins[run] : begins[run] + TOKENS_PER_RUN], dtype=np.float64)
     within = wanted - (runs[run - 1] if run else 0.0)
     candidates = np.flatnonzero(weights[begins[run] : begins[run] + TOKENS_PER_RUN])

@@ -68,7 +68,7 @@ class SequenceBlocks:
         """
         prompt, size = sequence.num_prompt_tokens, self._block_size
         num_blocks = (len(sequence.token_ids) - 1) // size
-        if 0 < prompt - num_blocks * size < MIN_CHUNK_TOKENS:
+        if num_blocks and 0 < prompt - num_blocks * size < MIN_CHUNK_TOKENS:
             num_blocks -= 1
         return num_blocks
 

@@ -193,7 +193,8 @@ def _start(control: ControlChannel[FromLauncher]) -> Worker:
     order = control.receive(LEASE_TIMEOUT_S)
     if not isinstance(order, WorkerOrder):
         raise LaunchError(f"expected a worker's order, got {type(order).__name__}")
-    os.sched_setaffinity(0, set(order.cores))  # the engine's threads inherit it
+    os.sched_setaffinity(0, set(order.cores))  # the engine's threads inherit it, and the niceness
+    os.nice(order.niceness)
     clock = SystemClock()
     engine = _load_engine(order, clock)
     layout = engine.layout
