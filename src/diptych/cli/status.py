@@ -29,13 +29,24 @@ def status_command(
 def workers_table(status: dict[str, Any]) -> Table:
     """Return a table of `ClusterStatus` as JSON, a row a worker."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("worker", "pid", "cores", "state", "running", "waiting", "blocks free / cached / all", "memory"):
+    for heading in (
+        "worker",
+        "role",
+        "pid",
+        "cores",
+        "state",
+        "running",
+        "waiting",
+        "blocks free / cached / all",
+        "memory",
+    ):
         table.add_column(heading)
     for worker_id, info in status["workers"].items():
         worker = info["status"]
         blocks = f"{worker['num_free_blocks']} / {worker['num_cached_blocks']} / {worker['num_blocks']}"
         table.add_row(
             worker_id,
+            info["role"],
             str(worker["pid"] or "-"),
             _cores(worker["cores"]),
             worker["state"],

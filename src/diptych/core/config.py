@@ -15,7 +15,7 @@ from diptych.core.errors import ConfigError
 ENVIRONMENT_PREFIX = "DIPTYCH_"
 OTHER_VARIABLES = frozenset({"DIPTYCH_CACHE", "DIPTYCH_CONFIG"})
 _UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS |= {"T": 10**12, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
 
 
@@ -25,7 +25,7 @@ def parse_bytes(value: object) -> object:
         return value
     match = _SIZE.match(value)
     if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(f"{value!r} is no size; write it like 512MB, 2GB or 1GiB")
+        raise ValueError("a size is written like 512MB, 2GB or 1GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

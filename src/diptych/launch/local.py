@@ -42,6 +42,8 @@ from diptych.wire.mailbox import Outbox
 WORKER_MODULE = "diptych.worker.server"
 FRONTEND_MODULE = "diptych.launch.front"
 STOP_TIMEOUT_S = 5.0
+WATCH_POLL_S = 0.1
+"""How soon the watcher sees that it shall stop; ends of processes wake it at once."""
 NICENESS_BESIDE_FRONTEND = 5
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class LocalCluster:
         self._workers: dict[WorkerId, ChildProcess] = {}
         self._incarnations = {worker_id: number for number, worker_id in enumerate(self._roles, start=1)}
         self._frontend: ChildProcess | None = None
-        self._stop_reader, self._stop_writer = os.pipe()
+        self._is_stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self.ended = threading.Event()
         """Set when the server cannot go on: its frontend has ended."""
@@ -235,14 +237,11 @@ class LocalCluster:
         """Reap what ends, and tell the router (a thread)."""
         assert self._frontend is not None
         poller = select.poll()
-        poller.register(self._stop_reader, select.POLLIN)
         by_descriptor = {child.exit_descriptor: child for child in self._children()}
         for descriptor in by_descriptor:
             poller.register(descriptor, select.POLLIN)
-        while True:
-            for descriptor, _ in poller.poll():
-                if descriptor == self._stop_reader:
-                    return
+        while not self._is_stopping.is_set():
+            for descriptor, _ in poller.poll(WATCH_POLL_S * 1000):
                 poller.unregister(descriptor)
                 self._on_exit(by_descriptor[descriptor])
 
@@ -277,7 +276,7 @@ class LocalCluster:
         self.kill()
 
     def kill(self) -> None:
-        """End all processes at once and remove what they used."""
+        """End all processes at once and remove what they used; once more does nothing."""
         self._stop_watching()
         for child in self._children():
             child.close()
@@ -288,14 +287,10 @@ class LocalCluster:
         self._directory.close()
 
     def _stop_watching(self) -> None:
-        watcher, self._watcher = self._watcher, None
-        if watcher is not None:
-            os.write(self._stop_writer, b"x")
-            watcher.join()
-        if self._stop_writer >= 0 and watcher is not None:
-            os.close(self._stop_writer)
-            os.close(self._stop_reader)
-            self._stop_writer = self._stop_reader = -1
+        if self._watcher is not None:
+            self._is_stopping.set()
+            self._watcher.join()
+            self._watcher = None
 
 
 def roles_of(config: ServeConfig) -> dict[WorkerId, Role]:

@@ -27,7 +27,7 @@ class RunDirectory:
             raise LaunchError(f"{self._parent} must belong to this user alone (mode 0700); remove it or mend its mode")
         self._sweep()
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._parent))
-        self._lock = os.open(self.path / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._lock: int | None = os.open(self.path / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def endpoint(self, name: str) -> str:
@@ -35,9 +35,11 @@ class RunDirectory:
         return f"ipc://{self.path}/{name}"
 
     def close(self) -> None:
-        """Remove the directory with all sockets in it."""
+        """Remove the directory with all sockets in it; once more does nothing."""
         shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __enter__(self) -> Self:
         """Return itself."""

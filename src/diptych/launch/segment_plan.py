@@ -1,5 +1,7 @@
 """How the node's segment is divided: how many blocks, which extents for whom. Arithmetic alone."""
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +23,11 @@ class SegmentPlan:
     num_blocks: int
     extents: dict[WorkerId, list[int]]
     max_model_len: int
+
+
+def segment_bytes(num_blocks: int, layout: LayoutReport) -> int:
+    """Return how large a segment of so many blocks is, its header included."""
+    return header_bytes(num_blocks, EXTENT_BLOCKS) + num_blocks * layout.block_bytes
 
 
 def agree_on_layout(reports: Mapping[WorkerId, LayoutReport]) -> LayoutReport:
@@ -49,18 +56,19 @@ def plan_segment(
 
     Raises: ConfigError if that leaves too little, or less than the context length that was asked for.
     """
-    num_blocks = num_bytes // layout.block_bytes
-    while num_blocks and header_bytes(num_blocks, EXTENT_BLOCKS) + num_blocks * layout.block_bytes > num_bytes:
-        num_blocks -= 1
+    num_blocks = bisect_right(
+        range(1, num_bytes // layout.block_bytes + 1), num_bytes, key=lambda number: segment_bytes(number, layout)
+    )
     num_extents = num_blocks // EXTENT_BLOCKS
     owners = [worker_id for worker_id, role in roles.items() if role is not Role.PREFILL]
     visitors = [worker_id for worker_id, role in roles.items() if role is Role.PREFILL]
     num_each = (num_extents - SCRATCH_EXTENTS * len(visitors)) // len(owners)
     if num_each < 1:
-        needed = (SCRATCH_EXTENTS * len(visitors) + len(owners)) * EXTENT_BLOCKS * layout.block_bytes
+        num_needed = (SCRATCH_EXTENTS * len(visitors) + len(owners)) * EXTENT_BLOCKS
+        needed_bytes = segment_bytes(num_needed, layout)
         raise ConfigError(
-            f"--kv-bytes {num_bytes / 1e6:.0f}MB is too little for {len(roles)} workers of this model; "
-            f"at least {needed * 1.05 / 1e6:.0f}MB are needed"
+            f"--kv-bytes {num_bytes / 1e6:g}MB is too little for {len(roles)} workers of this model; "
+            f"at least {math.ceil(needed_bytes / 1e6)}MB are needed"
         )
     num_owned_tokens = num_each * EXTENT_BLOCKS * layout.block_size
     if model_context_tokens is None and asked_max_model_len is None:

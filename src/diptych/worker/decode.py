@@ -97,7 +97,7 @@ class DecodeRole:
                 if handoff is not None:
                     self._take_back(handoff, reason)
             case PeerGone(worker_id=worker_id, incarnation=incarnation):
-                self._gone[worker_id] = incarnation
+                self._gone[worker_id] = max(incarnation, self._gone.get(worker_id, incarnation))
                 for handoff in self._handoffs.settle_all_of(worker_id, incarnation):
                     self._take_back(handoff, f"{worker_id} is gone")
             case _:
@@ -144,6 +144,7 @@ class DecodeRole:
         if handoff.abandoned_blocks is not None:
             self.blocks.cache.release(handoff.abandoned_blocks)
             return
+        sequence.state = SequenceState.PREFILLING  # its blocks are written by nobody else any more
         if not self._is_intact(sequence, message):
             self._fail(sequence, f"KV checksums of {handoff.writer.worker_id} and {self._order.worker_id} differ")
             return
@@ -302,7 +303,8 @@ class DecodeRole:
     def _preempt(self, sequence: Sequence) -> None:
         self.blocks.release(sequence)
         self._placed.remove(sequence)
-        self._waiting.appendleft(sequence)
+        # In order of arrival: others that lost their blocks before may have come earlier.
+        self._waiting.insert(sum(waiting.arrival < sequence.arrival for waiting in self._waiting), sequence)
         sequence.state = SequenceState.WAITING
         sequence.num_preemptions += 1
         sequence.timeline[Lifecycle.PREEMPTED] = self._clock.now_s()

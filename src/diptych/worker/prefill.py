@@ -145,12 +145,21 @@ class PrefillRole:
         )
 
     def _give_back_void(self, batch: list[GrantedPrompt]) -> None:
-        """Find the grants whose blocks are no longer theirs, and give back those alone."""
+        """Find the grants whose blocks are no longer theirs, and give back those alone; all, if only together they err.
+
+        One grant at least is given back: otherwise the same step would be tried forever.
+        """
+        errors = {prompt: error for prompt in batch if (error := self._try_find_error(prompt)) is not None}
         for prompt in batch:
-            try:
-                self._memory.check([_part(prompt, prompt.num_remaining_tokens)])
-            except BlockTableError as error:
-                self._give_back(prompt, str(error))
+            if prompt in errors or not errors:
+                self._give_back(prompt, str(errors.get(prompt, "its blocks were granted twice")))
+
+    def _try_find_error(self, prompt: GrantedPrompt) -> BlockTableError | None:
+        try:
+            self._memory.check([_part(prompt, prompt.num_remaining_tokens)])
+        except BlockTableError as error:
+            return error
+        return None
 
     def _give_back(self, prompt: GrantedPrompt, reason: str) -> None:
         self._queue.remove(prompt)

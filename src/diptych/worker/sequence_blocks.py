@@ -6,7 +6,7 @@ committed there after its step: that is what a successor of this worker needs, a
 
 from collections.abc import Sequence as Several
 
-from diptych.core.ids import BlockHash
+from diptych.core.ids import BlockHash, BlockId
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import BlockCommit, SegmentHeader, request_key
 from diptych.kv.prefix_cache import PrefixCache
@@ -44,7 +44,7 @@ class SequenceBlocks:
 
         False, and nothing changed, if that would leave fewer than `num_spare_blocks` for others to grow into.
         """
-        shared = self.cache.match(sequence.block_hashes, self._max_cached_blocks(sequence))
+        shared = self._match(sequence)
         num_blocks = len(sequence.token_ids) // self._block_size + 1
         num_new = num_blocks - len(shared)
         new = None
@@ -60,17 +60,17 @@ class SequenceBlocks:
         self._header.reserve(new, sequence.epoch)
         return True
 
-    def _max_cached_blocks(self, sequence: Sequence) -> int:
-        """Return how many of its blocks may come from the cache: at least one token must be computed for its logits.
+    def _match(self, sequence: Sequence) -> list[BlockId]:
+        """Take its first blocks from the cache, as many as may be: at least one token must be computed for its logits.
 
         Of a prompt at least two tokens, since a single row rounds differently: a hit that would leave one gives a block
         back. Behind the prompt (an answer that goes on after a preemption) rows are single anyway.
         """
-        prompt, size = sequence.num_prompt_tokens, self._block_size
-        num_blocks = (len(sequence.token_ids) - 1) // size
-        if num_blocks and 0 < prompt - num_blocks * size < MIN_CHUNK_TOKENS:
-            num_blocks -= 1
-        return num_blocks
+        size = self._block_size
+        shared = self.cache.match(sequence.block_hashes, (len(sequence.token_ids) - 1) // size)
+        if shared and 0 < sequence.num_prompt_tokens - len(shared) * size < MIN_CHUNK_TOKENS:
+            self.cache.release([shared.pop()])
+        return shared
 
     def try_grow(self, sequence: Sequence) -> bool:
         """Make sure that `sequence` has a block for its next token; False if there is none now."""

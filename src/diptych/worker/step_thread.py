@@ -27,6 +27,7 @@ class StepThread:
         self._context = context
         self._orders: queue.SimpleQueue[list[StepPart] | None] = queue.SimpleQueue()
         self._outcome: Logits | EngineError | None = None
+        self._crash: Exception | None = None
         self._started_s = self._ended_s = 0.0
         self.is_running = False
         self.wake = context.socket(zmq.PAIR)
@@ -51,11 +52,16 @@ class StepThread:
         self._orders.put(parts)
 
     def try_take(self) -> tuple[Logits | EngineError, float] | None:
-        """Return outcome and duration in seconds of the step that has ended since; None if there is none."""
+        """Return outcome and duration in seconds of the step that has ended since; None if there is none.
+
+        Raises: whatever ended the step other than an EngineError. No step can be started after that.
+        """
         try:
             self.wake.recv(zmq.NOBLOCK)
         except zmq.Again:
             return None
+        if self._crash is not None:
+            raise self._crash
         outcome, self._outcome = self._outcome, None
         assert outcome is not None
         self.is_running = False
@@ -70,6 +76,8 @@ class StepThread:
                 self._outcome = self._memory.run_step(self._engine, parts)
             except EngineError as error:
                 self._outcome = error
+            except Exception as error:  # a bug: the worker must not wait forever for a thread that is gone
+                self._crash = error
             self._ended_s = time.monotonic()
             done.send(b"")
         done.close(linger=0)
