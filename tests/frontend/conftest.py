@@ -1,13 +1,11 @@
 """A real HTTP server on loopback in a thread, in front of a service that says what a test tells it to say."""
 
 import asyncio
-import os
 import queue
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,16 +29,6 @@ PATIENCE_S = 20.0
 """For what must happen soon on a machine that may be busy."""
 
 Script = Callable[[Request], AsyncGenerator[AnswerPart, None]]
-
-
-@pytest.fixture(scope="session")
-def model_dir() -> Path:
-    return Path(os.environ.get("DIPTYCH_TEST_MODEL", "/tmp/openvino_paged_prototype"))  # noqa: S108
-
-
-@pytest.fixture(scope="session")
-def tokenizer(model_dir: Path) -> Tokenizer:
-    return Tokenizer(model_dir)
 
 
 @dataclass

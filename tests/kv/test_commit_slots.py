@@ -1,6 +1,5 @@
 """Commit records survive a writer that dies at any byte, and void when their block is reserved anew."""
 
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,13 +1,17 @@
 """The directory of a server's sockets: private, and swept when its owner was killed."""
 
+import fcntl
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from diptych.core.errors import LaunchError
+from diptych.launch import run_directory
 from diptych.launch.run_directory import RunDirectory
 
 OWNER = """
@@ -58,3 +62,24 @@ def test_closing_twice_is_harmless(parent: Path) -> None:
     directory.close()
     directory.close()
     assert not list(parent.iterdir())
+
+
+def test_a_directory_that_was_swept_before_it_was_locked_is_made_again(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[Path] = []
+
+    def lock_late(descriptor: int, operation: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink().parent
+        if len(swept) < 2:
+            swept.append(path)
+            shutil.rmtree(path)
+        fcntl.flock(descriptor, operation)
+
+    monkeypatch.setattr(
+        run_directory, "fcntl", SimpleNamespace(flock=lock_late, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
+    )
+    with RunDirectory(parent) as directory:
+        assert len(swept) == 2
+        assert directory.path not in swept
+        assert directory.path.is_dir()

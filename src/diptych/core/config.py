@@ -1,5 +1,4 @@
-"""What a user may set, with its default, its limits and its help text: one place for flags, environment, TOML and
-library."""
+"""What a user may set: name, default, limits and help text, in one place for flags, environment, TOML and library."""
 
 import difflib
 import re

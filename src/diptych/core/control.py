@@ -1,8 +1,10 @@
 """What the launcher and a process that it started say to each other, over the socket that also is its lifeline.
 
-    launcher  --WorkerOrder-->  worker          compile the model launcher  <--LayoutReport--  worker          so large
-    is a block launcher  --Lease-->         worker          these blocks of the segment are yours; bind, warm up, say
-    hello to the router
+    launcher  --WorkerOrder-->    worker   compile the model
+    launcher  <--LayoutReport--   worker   so large is a block
+    launcher  --Lease-->          worker   the header says which blocks are yours; bind, warm up, greet the router
+    launcher  --FrontendOrder-->  frontend
+    launcher  <--FrontendListening, ClusterReady--  frontend
 
 The socket stays open for as long as the launcher lives; a process that reads its end ends itself.
 """

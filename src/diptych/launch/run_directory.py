@@ -14,6 +14,7 @@ from diptych.core.errors import LaunchError
 
 PREFIX = "server-"
 LOCK_NAME = "lock"
+MAX_TRIES = 10
 
 
 class RunDirectory:
@@ -26,9 +27,18 @@ class RunDirectory:
         if facts.st_uid != os.getuid() or facts.st_mode & 0o077:
             raise LaunchError(f"{self._parent} must belong to this user alone (mode 0700); remove it or mend its mode")
         self._sweep()
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._parent))
-        self._lock: int | None = os.open(self.path / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock: int | None
+        self.path, self._lock = self._make()
+
+    def _make(self) -> tuple[Path, int]:
+        for _ in range(MAX_TRIES):
+            path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._parent))
+            lock = os.open(path / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock).st_nlink:
+                return path, lock
+            os.close(lock)  # a server that starts at this very moment took it, not locked yet, for one left behind
+        raise LaunchError(f"other servers keep removing what is made in {self._parent}; stop them and start again")
 
     def endpoint(self, name: str) -> str:
         """Return the ZeroMQ endpoint of the inbox called `name`."""

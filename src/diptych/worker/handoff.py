@@ -5,9 +5,10 @@ then its blocks are not reused, even if the request has ended meanwhile: somebod
 answer for another epoch is of an older grant and is dropped. (In other systems this hole returned another prompt's
 answer with HTTP 200.)
 
-    open --Filled--> settled: the sequence decodes           open --GrantEnded, PeerGone--> settled: prefill again here
-    open --abandon (abort, deadline): Revoke--> abandoned --Filled, GrantEnded, PeerGone--> settled: its blocks are
-    freed
+    open  --Filled-->                             settled: the sequence decodes
+    open  --GrantEnded, PeerGone-->               settled: its prompt is read here
+    open  --abandon (abort, deadline): Revoke-->  abandoned
+    abandoned  --Filled, GrantEnded, PeerGone-->  settled: its blocks are freed
 """
 
 from dataclasses import dataclass

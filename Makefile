@@ -1,0 +1,106 @@
+# Everything one does with a checkout. It needs Python 3.11, 3.12 or 3.13, and a network the first time.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/dev.txt
+CODE := src tests benchmarks examples
+
+# The first of these that will do makes .venv; `make serve PYTHON=/path/to/python3.12` names one.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+# Port of `make serve`; empty: as configured, else 8000.
+PORT ?=
+# More arguments for `diptych serve`, pytest, the benchmarks or `uv pip compile`.
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help serve test check lint format bench lock clean
+
+help: ## Show this.
+	@awk -F ': .*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+serve: $(VENV)/serve.stamp ## Install what is missing and serve on port 8000 (PORT=8123, ARGS="--mixed 1").
+	@exec $(BIN)/diptych serve $(if $(PORT),--port $(PORT)) $(ARGS)
+
+test: $(VENV)/dev.stamp ## Install what is missing and run all tests: first the quick ones, then the slow ones.
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: lint test ## Check format, lint, types and import layers, then test. What CI runs.
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp ## Format the code and mend what the linter can.
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+bench: $(VENV)/dev.stamp ## Run all benchmarks; results go to benchmarks/results.
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
+
+lock: ## Pin all dependencies anew in requirements/dev.txt (ARGS=--upgrade takes the newest).
+	@tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
+	$(call make_venv,$$tools); \
+	"$$tools/bin/python" -m pip install -qq uv; \
+	"$$tools/bin/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra dev --extra bench \
+		--system-certs --no-emit-package diptych --annotation-style line --custom-compile-command "make lock" \
+		--quiet --output-file $(LOCK) $(ARGS); \
+	echo "$(LOCK) pins $$(grep -c '==' $(LOCK)) packages"
+
+clean: ## Remove .venv, caches and build results. Models in ~/.cache/diptych stay.
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(wildcard $(CODE)) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What may be told about one interpreter: nothing if it will do, else why not.
+define PYTHON_FAULT
+import sys
+version = ".".join(map(str, sys.version_info[:3]))
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    print("is Python " + version)
+else:
+    try:
+        import ensurepip, venv
+    except ImportError as error:
+        print("is Python " + version + " without " + str(error.name))
+endef
+export PYTHON_FAULT
+
+# make_venv FOLDER: a virtual environment there, of the first interpreter that will do.
+define make_venv
+	for python in $(PYTHON); do \
+		fault=$$("$$python" -c "$$PYTHON_FAULT" 2>/dev/null || echo "is not there"); \
+		if [ -z "$$fault" ]; then break; fi; \
+		faults="$${faults:-}  $$python $$fault"$$'\n'; \
+	done; \
+	if [ -n "$$fault" ]; then \
+		printf 'error: Diptych needs Python 3.11 to 3.13 with venv and pip, and found none:\n%s' "$$faults" >&2; \
+		echo 'On Debian or Ubuntu: apt install python3-venv. Or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12' >&2; \
+		exit 1; \
+	fi; \
+	"$$python" -m venv "$(1)"
+endef
+
+# Stamps, not $(BIN)/python: what was interrupted half way is done again.
+$(VENV)/created.stamp:
+	@$(call make_venv,$(VENV))
+	@touch $@
+
+$(VENV)/serve.stamp: pyproject.toml $(LOCK) $(VENV)/created.stamp
+	@echo 'installing Diptych into $(VENV): 0.4 GB, about a minute the first time' >&2
+	@$(BIN)/python -m pip install -qq --constraint $(LOCK) --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml $(LOCK) $(VENV)/created.stamp
+	@echo 'installing Diptych and its development tools into $(VENV)' >&2
+	@$(BIN)/python -m pip install -qq --requirement $(LOCK)
+	@$(BIN)/python -m pip install -qq --no-deps --editable .
+	@touch $@ $(VENV)/serve.stamp

@@ -1,0 +1,103 @@
+"""Chunks: first come, first served, within the budget, and never a lone token of a longer prompt."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diptych.policy.batching import MIN_CHUNK_TOKENS, choose_victim, plan_chunks, prefill_budget_tokens
+
+QUEUES = st.lists(st.integers(1, 300), max_size=12)
+BUDGETS = st.integers(MIN_CHUNK_TOKENS, 600)
+
+
+@given(QUEUES, BUDGETS)
+def test_chunks_are_served_in_order_within_the_budget(remaining: list[int], budget: int) -> None:
+    chunks = plan_chunks(remaining, budget)
+
+    assert len(chunks) <= len(remaining)
+    assert all(1 <= chunk <= left for chunk, left in zip(chunks, remaining, strict=False))
+    assert chunks[:-1] == remaining[: len(chunks[:-1])], "only the last prompt of a step may be cut"
+    assert sum(chunks) <= budget + 1
+    if sum(chunks) > budget:
+        assert chunks[-1] == remaining[len(chunks) - 1], "the budget is only exceeded to finish a prompt"
+
+
+@given(QUEUES.filter(bool), BUDGETS)
+def test_every_step_computes_something_and_wastes_no_more_than_it_must(remaining: list[int], budget: int) -> None:
+    chunks = plan_chunks(remaining, budget)
+
+    assert chunks
+    num_unplanned = sum(remaining) - sum(chunks)
+    if num_unplanned:
+        # A chunk that would leave one token is cut by one more; a place for one token is no place for a long prompt.
+        assert sum(chunks) >= budget - 1
+
+
+@given(st.integers(1, 2000), BUDGETS)
+def test_a_prompt_is_never_computed_a_single_token_at_a_time(num_tokens: int, budget: int) -> None:
+    chunks: list[int] = []
+    while sum(chunks) < num_tokens:
+        chunks += plan_chunks([num_tokens - sum(chunks)], budget)
+
+    assert sum(chunks) == num_tokens
+    assert num_tokens == 1 or min(chunks) >= MIN_CHUNK_TOKENS
+    assert len(chunks) <= -(-num_tokens // (budget - 1))
+
+
+@given(QUEUES, BUDGETS)
+def test_nobody_overtakes_until_all_is_read(remaining: list[int], budget: int) -> None:
+    queue, done = dict(enumerate(remaining)), []
+    sizes: dict[int, list[int]] = {number: [] for number in queue}
+    for _ in range(sum(remaining) + 1):
+        if not queue:
+            break
+        for number, chunk in zip(list(queue), plan_chunks(list(queue.values()), budget), strict=False):
+            queue[number] -= chunk
+            sizes[number].append(chunk)
+            if not queue[number]:
+                del queue[number]
+                done.append(number)
+
+    assert done == list(range(len(remaining)))
+    for number, chunks in sizes.items():
+        assert sum(chunks) == remaining[number]
+        assert remaining[number] == 1 or min(chunks) >= MIN_CHUNK_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("remaining", "budget", "chunks"),
+    [
+        ([], 8, []),
+        ([8], 8, [8]),
+        ([9], 8, [7]),  # 8 would leave one
+        ([10], 8, [8]),
+        ([3], 2, [3]),  # one more than the budget, since 2 would leave one and 1 is too few
+        ([4], 2, [2]),
+        ([1, 1, 1], 2, [1, 1]),  # prompts of one token are what they are
+        ([7, 5], 8, [7]),  # what is left of the budget is no chunk of a longer prompt
+        ([7, 2], 8, [7, 2]),
+        ([6, 5], 8, [6, 2]),
+        ([6, 3], 8, [6, 3]),
+    ],
+)
+def test_chunks_of_short_queues(remaining: list[int], budget: int, chunks: list[int]) -> None:
+    assert plan_chunks(remaining, budget) == chunks
+
+
+def test_the_budget_is_the_whole_chunk_while_nobody_decodes() -> None:
+    assert prefill_budget_tokens(0, chunk_tokens=256, decode_chunk_tokens=64) == 256
+
+
+@given(st.integers(1, 500), st.integers(16, 256))
+def test_running_answers_take_their_share_of_the_budget(num_decode_rows: int, decode_chunk_tokens: int) -> None:
+    budget = prefill_budget_tokens(num_decode_rows, chunk_tokens=512, decode_chunk_tokens=decode_chunk_tokens)
+
+    assert budget == max(decode_chunk_tokens - num_decode_rows, MIN_CHUNK_TOKENS)
+    assert plan_chunks([1000], budget), "prompts go on however many answers run"
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=1, unique=True))
+def test_the_last_to_arrive_loses_its_blocks(arrivals: list[int]) -> None:
+    victim = choose_victim(arrivals)
+
+    assert arrivals[victim] == max(arrivals)

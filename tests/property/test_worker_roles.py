@@ -1,0 +1,153 @@
+"""Random lives of several workers: letters late and overtaken, aborts, deadlines and deaths at any moment.
+
+Whatever happens, each request ends once, no token of it is ever wrong, nobody gets blocks that another may still write,
+and at the end every block is free and the header tells the truth.
+"""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from tests.worker.role_cluster import Heard, RoleCluster, start_roles
+
+from diptych.core.ids import BlockId
+
+PICKS = st.integers(0, 999)
+STORIES = [[(7 * number + story) % 900 for number in range(160)] for story in range(3)]
+PROMPTS = st.builds(
+    lambda story, num_shared, rest: STORIES[story][:num_shared] + rest,
+    st.integers(0, 2),
+    st.sampled_from([20, 33, 30, 0, 65, 64, 31, 96, 160]),
+    st.lists(st.integers(0, 3), max_size=3),
+).filter(bool)
+SHAPES = [(1, 1, 0), (2, 1, 0), (1, 2, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)]
+"""Prefill, decode and mixed workers."""
+SETTINGS = st.fixed_dictionaries(
+    {
+        "num_blocks": st.sampled_from([8, 7, 10, 20]),
+        "max_num_seqs": st.sampled_from([4, 6, 3, 1]),
+        "chunk_tokens": st.sampled_from([16, 40, 256]),
+        "is_exact": st.booleans(),
+        "eos_token_ids": st.sampled_from([frozenset(), frozenset(range(256, 276))]),
+    }
+)
+REQUESTS = st.fixed_dictionaries(
+    {
+        "prompt": PROMPTS,
+        "max_tokens": st.sampled_from([130, 100, 60, 5, 1]),
+        "timeout_s": st.sampled_from([1e4] * 9 + [1.0]),
+        "temperature": st.sampled_from([0.0, 0.0, 1.0]),
+        "ignore_eos": st.booleans(),
+    }
+)
+MAX_REQUESTS = 12
+"""Few enough that no queue is ever full."""
+
+
+class RoleLife(RuleBasedStateMachine):
+    """`picks` choose among whatever there is at the moment."""
+
+    @initialize(shape=st.sampled_from(SHAPES), changes=SETTINGS)
+    def start(self, shape: tuple[int, int, int], changes: dict[str, Any]) -> None:
+        num_prefill, num_decode, num_mixed = shape
+        self.cluster: RoleCluster = start_roles(
+            num_prefill=num_prefill, num_decode=num_decode, num_mixed=num_mixed, **changes
+        )
+        self.readers = [f"prefill-{number}" for number in range(num_prefill)]
+        self.writers = [name for name in self.cluster.workers if not name.startswith("prefill")]
+        self.homes: dict[str, str] = {}
+
+    @precondition(lambda self: len(self.cluster.heard) < MAX_REQUESTS)
+    @rule(requests=st.lists(REQUESTS, min_size=1, max_size=4), pick=PICKS)
+    def submit(self, requests: list[dict[str, Any]], pick: int) -> None:
+        for number, request in enumerate(requests, start=pick):
+            to = self.writers[number % len(self.writers)]
+            is_local = to.startswith("mixed") or not self.readers or number % 5 == 0
+            reader = None if is_local else self.readers[number % len(self.readers)]
+            heard = self.cluster.submit(**request, to=to, prefill=reader, seed=number)
+            self.homes[heard.request.request_id] = to
+
+    @precondition(lambda self: self.cluster.heard)
+    @rule(pick=PICKS)
+    def abort(self, pick: int) -> None:
+        heards: list[Heard] = list(self.cluster.heard.values())
+        if pick % 3 == 0:
+            heard = heards[pick % len(heards)]
+            self.cluster.abort(heard, self.homes[heard.request.request_id])
+
+    @precondition(lambda self: self.cluster.letters.waiting())
+    @rule(picks=st.lists(PICKS, min_size=1, max_size=4))
+    def deliver(self, picks: list[int]) -> None:
+        for pick in picks:
+            if routes := self.cluster.letters.waiting():
+                self.cluster.deliver(*routes[pick % len(routes)])
+
+    @rule(pick=PICKS)
+    def begin(self, pick: int) -> None:
+        idle = [name for name, worker in self.cluster.workers.items() if worker.parts is None]
+        if idle:
+            self.cluster.begin(idle[pick % len(idle)])
+
+    @rule(pick=PICKS)
+    def write(self, pick: int) -> None:
+        busy = [worker for worker in self.cluster.workers.values() if worker.parts is not None]
+        if busy:
+            busy[pick % len(busy)].write()
+
+    @rule(pick=PICKS)
+    def end(self, pick: int) -> None:
+        busy = [name for name, worker in self.cluster.workers.items() if worker.parts is not None]
+        if busy:
+            self.cluster.end(busy[pick % len(busy)])
+
+    @rule(picks=st.lists(PICKS, min_size=5, max_size=60))
+    def go_on(self, picks: list[int]) -> None:
+        """Many steps, so that answers get long."""
+        for pick in picks:
+            self.end(pick)
+            self.begin(pick // 10)
+            if pick % 3:
+                self.deliver([pick])
+
+    @rule(duration_s=st.sampled_from([0.01, 0.5, 2.0]))
+    def wait(self, duration_s: float) -> None:
+        self.cluster.clock.sleep(duration_s)
+
+    @precondition(lambda self: any(name in self.cluster.workers for name in self.readers))
+    @rule(pick=PICKS, num_letters_sent=st.integers(0, 3), has_written=st.booleans())
+    def kill_a_prefill_worker(self, pick: int, num_letters_sent: int, has_written: bool) -> None:
+        alive = [name for name in self.readers if name in self.cluster.workers]
+        self.cluster.kill(alive[pick % len(alive)], num_letters_sent, has_written=has_written)
+
+    @invariant()
+    def blocks_and_records_agree(self) -> None:
+        for name in getattr(self, "writers", []):
+            decode = self.cluster.workers[name].decode
+            decode.blocks.cache.check_invariants()
+            for sequence in decode._placed:
+                blocks: list[BlockId] = sequence.block_table
+                assert len(set(blocks)) == len(blocks)
+                records = self.cluster.header.committed(blocks)
+                num_recorded = sum(record.num_tokens for record in records if record is not None)
+                assert num_recorded == sequence.num_computed_tokens, "a successor would not know what is computed"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "cluster"):
+            return
+        self.cluster.run()
+        self.cluster.check_answers()
+        self.cluster.check_idle()
+
+
+TestRoleLife = pytest.mark.timeout(900)(RoleLife.TestCase)  # of which making a failure simple may take 300 s
+TestRoleLife.settings = settings(
+    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)

@@ -1,0 +1,445 @@
+"""Roles of several workers in one process: real blocks, header, caches and engines; letters under the test's control.
+
+A letter waits in the queue of its sender and receiver until the test delivers it, so letters of different senders may
+overtake each other and those of one sender never do. A step has a beginning and an end, and anything may happen in
+between; its blocks are written at either, as the test says. Time stands still unless the engine or the test moves it.
+"""
+
+import mmap
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+
+from diptych.core.clock import VirtualClock
+from diptych.core.control import ModelOrder, WorkerOrder
+from diptych.core.errors import EngineError, PeerUnreachableError
+from diptych.core.events import FinishReason
+from diptych.core.ids import BlockId, RequestId, WorkerId
+from diptych.core.messages import (
+    Abort,
+    Aborted,
+    Failed,
+    FailureKind,
+    Finished,
+    Message,
+    PeerAddress,
+    PeerGone,
+    Role,
+    Submit,
+    Tokens,
+    ToRouter,
+    ToWorker,
+)
+from diptych.core.request import Request, SamplingParams
+from diptych.engine.base import Logits, Row
+from diptych.engine.modeled_engine import ModeledEngine, next_state
+from diptych.hardware.cost_model import SMOLLM2_135M_ONE_AVX2_CORE
+from diptych.kv.hashing import BlockHasher
+from diptych.kv.header import SegmentHeader, header_bytes, request_key
+from diptych.kv.prefix_cache import PrefixCache
+from diptych.wire.mailbox import Outbox
+from diptych.worker.decode import DecodeRole
+from diptych.worker.load import Speed
+from diptych.worker.memory import StepPart, WorkerMemory
+from diptych.worker.prefill import PrefillRole
+from diptych.worker.sampler import sample
+from diptych.worker.sequence_blocks import SequenceBlocks
+
+VOCAB_SIZE = 1000
+MODEL_KEY = "modeled"
+ROUTER = "router"
+START_S = 1000.0
+PATIENCE_S = 10_000.0
+"""Deadline of a request whose deadline does not matter, from now on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleSettings:
+    """What differs between the clusters of these tests."""
+
+    num_prefill: int = 1
+    num_decode: int = 1
+    num_mixed: int = 0
+    num_blocks: int = 40
+    """Of each decode or mixed worker."""
+    max_num_seqs: int = 8
+    chunk_tokens: int = 64
+    decode_chunk_tokens: int = 16
+    local_prefill_max_tokens: int = 8
+    is_exact: bool = False
+    has_kv_checksums: bool = True
+    eos_token_ids: frozenset[int] = frozenset()
+
+    @property
+    def roles(self) -> dict[WorkerId, Role]:
+        counts = {Role.PREFILL: self.num_prefill, Role.DECODE: self.num_decode, Role.MIXED: self.num_mixed}
+        return {WorkerId(f"{role}-{index}"): role for role, count in counts.items() for index in range(count)}
+
+
+@dataclass
+class Heard:
+    """What the router has heard about a request."""
+
+    request: Request
+    tokens: dict[int, int] = field(default_factory=dict)
+    ends: list[Finished | Failed | Aborted] = field(default_factory=list)
+    is_abort_asked: bool = False
+
+    @property
+    def finished(self) -> Finished:
+        (end,) = self.ends
+        assert isinstance(end, Finished), end
+        return end
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens of a finished answer."""
+        return [self.tokens[index] for index in range(self.finished.num_output_tokens)]
+
+
+class Letters:
+    """All letters on their way, encoded as on the wire, so that sender and receiver share no objects."""
+
+    def __init__(self) -> None:
+        self.queues: dict[tuple[str, str], deque[bytes]] = {}
+        self.unreachable: set[str] = set()
+
+    def send(self, sender: str, receiver: str, message: Message) -> None:
+        if receiver in self.unreachable:
+            raise PeerUnreachableError(f"{receiver} does not read its messages")
+        self.queues.setdefault((sender, receiver), deque()).append(msgspec.msgpack.encode(message))
+
+    def waiting(self) -> list[tuple[str, str]]:
+        return [route for route, queue in self.queues.items() if queue]
+
+    def take(self, route: tuple[str, str]) -> bytes:
+        return self.queues[route].popleft()
+
+
+class RecordingOutbox(Outbox):
+    """Puts what a worker sends among the letters."""
+
+    def __init__(self, letters: Letters, sender: str) -> None:
+        self._letters = letters
+        self._sender = sender
+
+    def send(self, endpoint: str, message: Message) -> None:
+        self._letters.send(self._sender, endpoint, message)
+
+
+class RoleWorker:
+    """One worker: its role and the step that it is in."""
+
+    def __init__(self, role: PrefillRole | DecodeRole, engine: ModeledEngine, memory: WorkerMemory) -> None:
+        self.role = role
+        self.engine = engine
+        self.memory = memory
+        self.parts: list[StepPart] | None = None
+        """Of the running step."""
+        self._outcome: Logits | None = None
+
+    @property
+    def decode(self) -> DecodeRole:
+        assert isinstance(self.role, DecodeRole)
+        return self.role
+
+    def begin(self) -> bool:
+        """Plan a step and check its tables; tell whether there is anything to compute."""
+        assert self.parts is None
+        parts = self.role.plan_step()
+        if not parts:
+            return False
+        self.memory.check(parts)
+        self.parts, self._outcome = parts, None
+        return True
+
+    def write(self) -> None:
+        """Compute the running step, unless that has been done. Nobody may have got its blocks since it began."""
+        assert self.parts is not None
+        if self._outcome is None:
+            self._outcome = self.memory.run_step(self.engine, self.parts)
+
+    def end(self, failure: EngineError | None = None) -> None:
+        """Let the role have the running step's result, or `failure` in place of it."""
+        self.write()
+        assert self._outcome is not None
+        self.parts = None
+        self.role.on_step_done(self._outcome if failure is None else failure, 0.01)
+
+
+class RoleCluster:
+    """Workers, their letters, and a router that believes nothing."""
+
+    def __init__(self, settings: RoleSettings) -> None:
+        self.settings = settings
+        self.clock = VirtualClock(START_S)
+        self.letters = Letters()
+        self.heard: dict[RequestId, Heard] = {}
+        self.hasher = BlockHasher(MODEL_KEY, self._engine().layout.fingerprint, block_size=self.block_size)
+        owners = [worker_id for worker_id, role in settings.roles.items() if role is not Role.PREFILL]
+        num_blocks = settings.num_blocks * len(owners)
+        self.header, self._blocks = self._map_segment(num_blocks)
+        self.workers: dict[str, RoleWorker] = {}
+        for worker_id, role in settings.roles.items():
+            begin = owners.index(worker_id) * settings.num_blocks if worker_id in owners else 0
+            owned = range(begin, begin + settings.num_blocks) if worker_id in owners else range(0)
+            self.workers[worker_id] = self._worker(worker_id, role, [BlockId(block_id) for block_id in owned])
+
+    # Parts
+
+    @property
+    def block_size(self) -> int:
+        return self._engine().layout.block_size
+
+    @property
+    def max_model_len(self) -> int:
+        return self.settings.num_blocks * self.block_size
+
+    def _engine(self) -> ModeledEngine:
+        clock = VirtualClock() if not hasattr(self, "clock") else self.clock
+        return ModeledEngine(SMOLLM2_135M_ONE_AVX2_CORE, clock, VOCAB_SIZE, self.settings.eos_token_ids)
+
+    def _map_segment(self, num_blocks: int) -> tuple[SegmentHeader, memoryview]:
+        layout = self._engine().layout
+        begin = header_bytes(num_blocks)
+        memory = memoryview(mmap.mmap(-1, begin + num_blocks * layout.block_bytes))
+        header = SegmentHeader.create(memory, num_blocks, layout.block_bytes, layout.fingerprint, MODEL_KEY)
+        return header, memory[begin : begin + num_blocks * layout.block_bytes]
+
+    def _worker(self, worker_id: WorkerId, role: Role, owned: list[BlockId]) -> RoleWorker:
+        engine = self._engine()
+        engine.bind(self._blocks, self.header.num_blocks)
+        memory = WorkerMemory(self.header, self._blocks, engine.layout)
+        order = self._order(worker_id, role)
+        outbox, speed = RecordingOutbox(self.letters, worker_id), Speed(100.0)
+        if role is Role.PREFILL:
+            return RoleWorker(PrefillRole(order, memory, outbox, self.clock, speed), engine, memory)
+        blocks = SequenceBlocks(
+            PrefixCache(owned), self.header, self.hasher, self.block_size, order.incarnation, order.is_exact
+        )
+        decode = DecodeRole(order, engine, memory, blocks, outbox, self.clock, speed, self.max_model_len)
+        return RoleWorker(decode, engine, memory)
+
+    def _order(self, worker_id: WorkerId, role: Role) -> WorkerOrder:
+        settings = self.settings
+        return WorkerOrder(
+            worker_id=worker_id,
+            incarnation=self.address(worker_id).incarnation,
+            role=role,
+            cores=[0],
+            niceness=0,
+            engine="modeled",
+            modeled_time_scale=1.0,
+            kv_dtype="auto",
+            model=ModelOrder(name="m", path="", key=MODEL_KEY, eos_token_ids=sorted(settings.eos_token_ids)),
+            endpoint=worker_id,
+            router_endpoint=ROUTER,
+            segment_fd=-1,
+            max_num_seqs=settings.max_num_seqs,
+            chunk_tokens=settings.chunk_tokens,
+            decode_chunk_tokens=settings.decode_chunk_tokens,
+            local_prefill_max_tokens=settings.local_prefill_max_tokens,
+            is_exact=settings.is_exact,
+            has_kv_checksums=settings.has_kv_checksums,
+        )
+
+    def address(self, worker_id: str) -> PeerAddress:
+        incarnation = list(self.settings.roles).index(WorkerId(worker_id)) + 1
+        return PeerAddress(WorkerId(worker_id), worker_id, incarnation)
+
+    # What the router says
+
+    def submit(
+        self,
+        prompt: list[int],
+        max_tokens: int = 16,
+        *,
+        to: str = "decode-0",
+        prefill: str | None = "prefill-0",
+        timeout_s: float = PATIENCE_S,
+        **sampling: float,
+    ) -> Heard:
+        """Send a request on its way; greedy unless `sampling` says otherwise."""
+        request = Request(
+            request_id=RequestId(f"request-{len(self.heard)}"),
+            prompt_token_ids=prompt,
+            sampling=SamplingParams(max_tokens=max_tokens, **({"temperature": 0.0} | sampling)),  # type: ignore[arg-type]
+            deadline_s=self.clock.now_s() + timeout_s,
+            arrived_s=self.clock.now_s(),
+        )
+        heard = self.heard[request.request_id] = Heard(request)
+        address = None if prefill is None else self.address(prefill)
+        self.letters.send(ROUTER, to, Submit(request=request, attempt=0, prefill=address))
+        return heard
+
+    def abort(self, heard: Heard, to: str = "decode-0") -> None:
+        """Ask for the end of a request."""
+        heard.is_abort_asked = True
+        self.letters.send(ROUTER, to, Abort(request_id=heard.request.request_id))
+
+    def kill(self, worker_id: str, num_letters_sent: int = 0, *, has_written: bool = False) -> None:
+        """Kill a worker: of its letters the first few of each queue arrive all the same; its step may have written."""
+        worker = self.workers.pop(worker_id)
+        if worker.parts is not None and has_written:
+            worker.write()
+        for (sender, receiver), queue in self.letters.queues.items():
+            if receiver == worker_id:
+                queue.clear()
+            elif sender == worker_id:
+                while len(queue) > num_letters_sent:
+                    queue.pop()
+        for other in self.workers:
+            gone = PeerGone(worker_id=WorkerId(worker_id), incarnation=self.address(worker_id).incarnation)
+            self.letters.send(ROUTER, other, gone)
+
+    # What happens
+
+    def deliver(self, sender: str, receiver: str) -> None:
+        """Deliver the oldest letter from `sender` to `receiver`; one to a dead worker is lost."""
+        data = self.letters.take((sender, receiver))
+        if receiver == ROUTER:
+            self._hear(msgspec.msgpack.decode(data, type=ToRouter))
+        elif receiver in self.workers:
+            self.workers[receiver].role.on_message(msgspec.msgpack.decode(data, type=ToWorker))
+            self._after(receiver)
+
+    def deliver_all(self) -> None:
+        """Deliver letters until none is left."""
+        while routes := self.letters.waiting():
+            self.deliver(*routes[0])
+
+    def begin(self, worker_id: str) -> bool:
+        """Begin a step."""
+        has_begun = self.workers[worker_id].begin()
+        self._after(worker_id)
+        return has_begun
+
+    def end(self, worker_id: str, failure: EngineError | None = None) -> None:
+        """End the running step."""
+        self.workers[worker_id].end(failure)
+        self._after(worker_id)
+
+    def _after(self, worker_id: str) -> None:
+        """Do what a worker's loop does in every turn: admit, and report at once."""
+        role = self.workers[worker_id].role
+        if isinstance(role, DecodeRole):
+            role.admit()
+            arrivals = [sequence.arrival for sequence in role._waiting]
+            assert arrivals == sorted(arrivals), "first come, first served"
+            report = role.report.take(WorkerId(worker_id), self.address(worker_id).incarnation, None)
+            if report is not None:
+                self._hear(report)
+
+    def step(self, worker_id: str) -> bool:
+        """Begin and end a step; tell whether there was anything to compute."""
+        if not self.begin(worker_id):
+            return False
+        self.end(worker_id)
+        return True
+
+    def run(self, max_rounds: int = 3000) -> None:
+        """Go on until nothing moves any more."""
+        for _ in range(max_rounds):
+            self.deliver_all()
+            for worker_id, worker in self.workers.items():
+                if worker.parts is not None:
+                    self.end(worker_id)
+            has_moved = [self.step(worker_id) for worker_id in list(self.workers)]
+            if not any(has_moved) and not self.letters.waiting():
+                return
+        pytest.fail(f"still at work after {max_rounds} rounds")
+
+    def _hear(self, message: ToRouter) -> None:
+        assert isinstance(message, Tokens)
+        for event in message.tokens:
+            heard = self.heard[event.request_id]
+            known = heard.tokens.setdefault(event.index, event.token_id)
+            assert known == event.token_id, f"token {event.index} was {known} and is {event.token_id} now"
+        ends: list[Finished | Failed | Aborted] = [*message.finished, *message.failed, *message.aborted]
+        for end in ends:
+            heard = self.heard[end.request_id]
+            heard.ends.append(end)
+            assert len(heard.ends) == 1, f"{end.request_id} has ended twice: {heard.ends}"
+
+    # What must be true
+
+    def reference(self, request: Request) -> tuple[list[int], FinishReason]:
+        """Return the answer as one engine gives it alone, with the whole prompt in one step."""
+        engine = self._engine()
+        num_blocks = self.settings.num_blocks
+        engine.bind(memoryview(bytearray(num_blocks * engine.layout.block_bytes)), num_blocks)
+        table = [BlockId(block_id) for block_id in range(num_blocks)]
+        tokens, num_past, answer = request.prompt_token_ids, 0, list[int]()
+        while True:
+            logits = engine.step([Row(tokens, num_past, table, True)])
+            num_past += len(tokens)
+            tokens = sample(logits, [(request.sampling, len(answer))])
+            answer += tokens
+            if tokens[0] in engine.eos_token_ids and not request.sampling.ignore_eos:
+                return answer, FinishReason.STOP
+            if len(answer) == request.sampling.max_tokens or num_past + 1 == self.max_model_len:
+                return answer, FinishReason.LENGTH
+
+    def check_answers(self) -> None:
+        """Every request has ended once, in a way that is right for it, and no token of it was ever wrong."""
+        for heard in self.heard.values():
+            assert len(heard.ends) == 1, f"{heard.request.request_id} has not ended"
+            answer, reason = self.reference(heard.request)
+            assert set(heard.tokens) <= set(range(len(answer)))
+            assert all(answer[index] == token for index, token in heard.tokens.items())
+            match heard.ends[0]:
+                case Finished() as end:
+                    assert (heard.answer, end.reason) == (answer, reason)
+                case Aborted():
+                    assert heard.is_abort_asked
+                case Failed(kind=kind):
+                    assert kind is FailureKind.TIMEOUT
+                    assert heard.request.deadline_s < self.clock.now_s()
+
+    def check_idle(self) -> None:
+        """Nobody holds a block, and what the header says of blocks is true."""
+        for worker in self.workers.values():
+            load = worker.role.load()
+            assert (load.num_running, load.num_waiting, load.queued_prefill_tokens) == (0, 0, 0)
+            if isinstance(worker.role, DecodeRole):
+                cache = worker.role.blocks.cache
+                cache.check_invariants()
+                assert cache.num_available_blocks == cache.num_blocks, "a block is still held"
+        self.check_records()
+
+    def check_records(self) -> None:
+        """Whatever a record says that a block holds, it holds."""
+        by_key = {request_key(heard.request.request_id, 0): heard for heard in self.heard.values()}
+        for record in self.header.committed([BlockId(number) for number in range(self.header.num_blocks)]):
+            if record is None:
+                continue
+            tokens = self._known_tokens(by_key[record.request_key])
+            begin = record.block_index * self.block_size
+            assert 1 <= record.num_tokens <= self.block_size
+            states = self._states(tokens[: begin + record.num_tokens])[begin:]
+            assert self._states_in(record.block_id)[: record.num_tokens] == states
+            is_full = record.num_tokens == self.block_size
+            hashes = self.hasher.hash_blocks(tokens)
+            assert record.block_hash == (hashes[record.block_index] if is_full else None)
+
+    def _known_tokens(self, heard: Heard) -> list[int]:
+        return heard.request.prompt_token_ids + [heard.tokens[index] for index in sorted(heard.tokens)]
+
+    @staticmethod
+    def _states(tokens: list[int]) -> list[int]:
+        states = [0]
+        for position, token_id in enumerate(tokens):
+            states.append(next_state(states[-1], token_id, position))
+        return states[1:]
+
+    def _states_in(self, block_id: BlockId) -> list[int]:
+        num_bytes = self.header.shape.block_bytes
+        return list(self._blocks[block_id * num_bytes : (block_id + 1) * num_bytes].cast("Q"))
+
+
+def start_roles(**changes: Any) -> RoleCluster:
+    """Return a cluster; `changes` are those of `RoleSettings`."""
+    return RoleCluster(RoleSettings(**changes))

@@ -1,0 +1,70 @@
+"""Grants that are out: closed once, by the right word."""
+
+import pytest
+
+from diptych.core.ids import BlockId, RequestId, WorkerId
+from diptych.core.messages import PeerAddress
+from diptych.core.request import Request, SamplingParams
+from diptych.worker.handoff import Handoffs
+from diptych.worker.sequence import Sequence
+
+WRITER = PeerAddress(WorkerId("prefill-0"), "endpoint", 3)
+OTHER = PeerAddress(WorkerId("prefill-1"), "endpoint", 4)
+
+
+def sequence(epoch: int) -> Sequence:
+    request = Request(
+        request_id=RequestId(f"r{epoch}"),
+        prompt_token_ids=[1, 2, 3],
+        sampling=SamplingParams(max_tokens=1),
+        deadline_s=1.0,
+        arrived_s=0.0,
+    )
+    return Sequence(request, 0, WRITER, 0, [1, 2, 3], [], block_table=[BlockId(epoch), BlockId(epoch + 1)], epoch=epoch)
+
+
+def test_a_grant_is_settled_once_and_by_its_own_epoch() -> None:
+    handoffs, own = Handoffs(), sequence(10)
+    handoffs.open(own, WRITER)
+
+    assert handoffs.settle(9) is None
+    settled = handoffs.settle(10)
+    assert settled is not None
+    assert settled.sequence is own
+    assert settled.abandoned_blocks is None
+    assert handoffs.settle(10) is None
+    assert len(handoffs) == 0
+
+
+def test_an_abandoned_grant_keeps_the_blocks_that_its_sequence_no_longer_has() -> None:
+    handoffs, own = Handoffs(), sequence(10)
+    handoffs.open(own, WRITER)
+
+    assert handoffs.abandon(own).writer is WRITER
+    assert own.block_table == []
+    assert handoffs.num_abandoned_blocks == 2
+    settled = handoffs.settle(10)
+    assert settled is not None
+    assert settled.abandoned_blocks == [10, 11]
+    assert handoffs.num_abandoned_blocks == 0
+
+
+@pytest.mark.parametrize(("incarnation", "num_settled"), [(2, 0), (3, 2), (4, 2)])
+def test_a_death_closes_the_grants_of_that_life_and_former_ones(incarnation: int, num_settled: int) -> None:
+    handoffs = Handoffs()
+    for epoch, writer in ((10, WRITER), (20, OTHER), (30, WRITER)):
+        handoffs.open(sequence(epoch), writer)
+
+    settled = handoffs.settle_all_of(WRITER.worker_id, incarnation)
+
+    assert [handoff.epoch for handoff in settled] == [10, 30][:num_settled]
+    assert len(handoffs) == 3 - num_settled
+    assert handoffs.settle(20) is not None
+
+
+def test_one_epoch_is_never_granted_twice() -> None:
+    handoffs, own = Handoffs(), sequence(10)
+    handoffs.open(own, WRITER)
+
+    with pytest.raises(AssertionError):
+        handoffs.open(own, OTHER)
