@@ -2,12 +2,14 @@
 
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.live_server import PATIENCE_S, LiveServer, Serving, StartServer, eventually
 from tests.modeled_answers import expected_text, make_prompt
 
+from diptych.core.events import Lifecycle
 from diptych.frontend.tokenizer import Tokenizer
 
 LONG_ANSWER_TOKENS = 2000
@@ -24,18 +26,26 @@ def kill(server: LiveServer, worker_id: str) -> None:
     eventually(lambda: server.worker(worker_id)["state"] == "dead", f"news of the death of {worker_id}", 10)
 
 
+def kill_in_mid_prompt(server: LiveServer) -> float:
+    """Kill the prefill worker as soon as it reads a prompt; return when, on the clock of the requests' timelines."""
+    eventually(lambda: server.worker("prefill-0")["num_running"] == 1, "prefill")
+    killed_s = time.monotonic()
+    kill(server, "prefill-0")
+    return killed_s
+
+
 @pytest.mark.slow
 def test_prefill_worker_killed_in_mid_prompt(modeled_server: StartServer, tokenizer: Tokenizer) -> None:
     server = modeled_server(modeled_time_scale=1)
-    prompts = [make_prompt(700, 1), make_prompt(100, 2)]  # 2.5 s of prefill, and one that waits for its turn
+    prompts = [make_prompt(700, 1), make_prompt(600, 2)]  # 2 s of prefill each; one waits for the other
     with ThreadPoolExecutor(1) as pool:
         answers = pool.submit(server.complete_all, prompts, max_tokens=30)
-        eventually(lambda: server.worker("prefill-0")["num_steps"] >= 1, "the first chunk")
-        assert server.worker("decode-0")["num_steps"] == 0, "too late: the prompt has been read"
-        kill(server, "prefill-0")
+        killed_s = kill_in_mid_prompt(server)
         texts = [answer.text for answer in answers.result(PATIENCE_S)]
     assert texts == [expected_text(tokenizer, prompt, 30) for prompt in prompts]
     server.wait_until_idle()
+    for record in server.records():
+        assert record["timeline"][Lifecycle.FIRST_TOKEN] > killed_s, "too late: the prompt had been read"
     assert server.http.get("/ready").status_code == 200
     late = make_prompt(100, 3)
     assert server.complete(late).text == expected_text(tokenizer, late, 16)
@@ -49,10 +59,9 @@ def test_real_prefill_worker_killed_in_mid_prompt(serving: Serving, smol_server:
     with serving() as server:
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(server.complete, NATURAL_TEXT, max_tokens=60)
-            eventually(lambda: server.worker("prefill-0")["num_steps"] >= 1, "the first chunk")
-            assert server.worker("decode-0")["num_steps"] == 0, "too late: the prompt has been read"
-            kill(server, "prefill-0")
+            killed_s = kill_in_mid_prompt(server)
             assert answer.result(PATIENCE_S).text == undisturbed.text
+        assert server.records()[-1]["timeline"][Lifecycle.FIRST_TOKEN] > killed_s, "too late: the prompt had been read"
         server.wait_until_idle()
     smol_server.wait_until_idle()
 

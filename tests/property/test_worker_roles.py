@@ -147,7 +147,13 @@ class RoleLife(RuleBasedStateMachine):
         self.cluster.check_idle()
 
 
-TestRoleLife = pytest.mark.timeout(900)(RoleLife.TestCase)  # of which making a failure simple may take 300 s
-TestRoleLife.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+class LongRoleLife(RoleLife):
+    """The same, to be lived more often and longer."""
+
+
+BRIEF = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25, stateful_step_count=30)
+# Of the time, 300 s are for making a failure simple.
+TestRoleLife = pytest.mark.timeout(600)(RoleLife.TestCase)
+TestRoleLife.settings = BRIEF
+TestLongRoleLife = pytest.mark.slow(pytest.mark.timeout(900)(LongRoleLife.TestCase))
+TestLongRoleLife.settings = settings(BRIEF, max_examples=250, stateful_step_count=50)
