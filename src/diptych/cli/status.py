@@ -28,31 +28,21 @@ def status_command(
 
 def workers_table(status: dict[str, Any]) -> Table:
     """Return a table of `ClusterStatus` as JSON, a row a worker."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in (
-        "worker",
-        "role",
-        "pid",
-        "cores",
-        "state",
-        "running",
-        "waiting",
-        "blocks free / cached / all",
-        "memory",
-    ):
-        table.add_column(heading)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for heading in ("worker", "role", "pid", "cores", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("running", "waiting", "blocks", "free", "cached", "memory"):
+        table.add_column(heading, no_wrap=True, justify="right")
     for worker_id, info in status["workers"].items():
         worker = info["status"]
-        blocks = f"{worker['num_free_blocks']} / {worker['num_cached_blocks']} / {worker['num_blocks']}"
         table.add_row(
             worker_id,
             info["role"],
             str(worker["pid"] or "-"),
             _cores(worker["cores"]),
             worker["state"],
-            str(worker["num_running"]),
-            str(worker["num_waiting"]),
-            blocks if worker["num_blocks"] else "visits others'",
+            *(str(worker[key]) for key in ("num_running", "num_waiting")),
+            *(str(worker[key]) for key in ("num_blocks", "num_free_blocks", "num_cached_blocks")),
             f"{worker['memory_bytes'] / 1e6:.0f} MB",
         )
     return table

@@ -12,6 +12,8 @@ from diptych.core.messages import Role
 from diptych.kv.header import header_bytes
 
 EXTENT_BLOCKS = 16
+MAX_BLOCKS = 2**18
+"""8 million tokens. Only the modeled engine's blocks are so small that bookkeeping, not memory, is the limit."""
 SCRATCH_EXTENTS = 1
 """What a prefill worker gets: room to warm up in, since it keeps no KV of its own."""
 
@@ -57,7 +59,9 @@ def plan_segment(
     Raises: ConfigError if that leaves too little, or less than the context length that was asked for.
     """
     num_blocks = bisect_right(
-        range(1, num_bytes // layout.block_bytes + 1), num_bytes, key=lambda number: segment_bytes(number, layout)
+        range(1, min(num_bytes // layout.block_bytes, MAX_BLOCKS) + 1),
+        num_bytes,
+        key=lambda number: segment_bytes(number, layout),
     )
     num_extents = num_blocks // EXTENT_BLOCKS
     owners = [worker_id for worker_id, role in roles.items() if role is not Role.PREFILL]

@@ -12,6 +12,8 @@ from typing import Self
 
 from diptych.core.errors import LaunchError
 
+SPARED_BYTES = 10**9
+"""Left to the workers' weights and everyone else: a memfd takes memory until the kernel kills somebody."""
 MADV_POPULATE_WRITE = 23  # linux/mman.h; Python names it from 3.12 on
 
 
@@ -29,11 +31,11 @@ class Segment:
 
         Raises: LaunchError if the machine or the container has not that much memory left.
         """
-        num_available_bytes = available_memory_bytes()
+        num_available_bytes = available_memory_bytes() - SPARED_BYTES
         if num_bytes > num_available_bytes:
             raise LaunchError(
-                f"{num_bytes / 1e9:.1f} GB for KV blocks asked, but only {num_available_bytes / 1e9:.1f} GB of memory "
-                "are free; lower --kv-bytes"
+                f"{num_bytes / 1e9:.1f} GB for KV blocks asked, but only {max(num_available_bytes, 0) / 1e9:.1f} GB of "
+                "memory are free; lower --kv-bytes"
             )
         descriptor = os.memfd_create("diptych-kv", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, num_bytes)
