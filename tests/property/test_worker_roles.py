@@ -132,7 +132,7 @@ class RoleLife(RuleBasedStateMachine):
         for name in getattr(self, "writers", []):
             decode = self.cluster.workers[name].decode
             decode.blocks.cache.check_invariants()
-            for sequence in decode._placed:
+            for sequence in decode.roster.placed:
                 blocks: list[BlockId] = sequence.block_table
                 assert len(set(blocks)) == len(blocks)
                 records = self.cluster.header.committed(blocks)

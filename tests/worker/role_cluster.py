@@ -327,7 +327,7 @@ class RoleCluster:
         role = self.workers[worker_id].role
         if isinstance(role, DecodeRole):
             role.admit()
-            arrivals = [sequence.arrival for sequence in role._waiting]
+            arrivals = [sequence.arrival for sequence in role.roster.waiting]
             assert arrivals == sorted(arrivals), "first come, first served"
             report = role.report.take(WorkerId(worker_id), self.address(worker_id).incarnation, None)
             if report is not None:

@@ -118,7 +118,10 @@ def test_a_victim_waits_behind_one_that_came_earlier() -> None:
         cluster.step("prefill-0")
         cluster.step("decode-0")
 
-    assert [waiting.request_id for waiting in decode._waiting] == [second.request.request_id, third.request.request_id]
+    assert [waiting.request_id for waiting in decode.roster.waiting] == [
+        second.request.request_id,
+        third.request.request_id,
+    ]
     finish(cluster)
 
 
@@ -465,7 +468,7 @@ def test_checksums_find_damaged_blocks(damaged_position: int) -> None:
     heard = cluster.submit(LONG[:64])
     bring_to(cluster, heard, "in step")
     cluster.end("prefill-0")
-    (sequence,) = cluster.workers["decode-0"].decode._placed
+    (sequence,) = cluster.workers["decode-0"].decode.roster.placed
     block_id = sequence.block_table[damaged_position // 32]
     cluster._blocks[block_id * 256 + damaged_position % 32 * 8] ^= 1
     cluster.run()

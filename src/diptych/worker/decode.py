@@ -1,43 +1,38 @@
 """The decode role: owns the blocks of its sequences from their first token to their last, and writes the answers.
 
 A step continues every running answer by one token and, where this worker reads prompts itself (a `mixed` worker, a
-short uncached part, no prefill worker alive), computes a chunk of them too. When blocks run out, the last sequence to
-arrive loses its own and is recomputed later: its prompt by prefill, its answer token by token as before, so it goes on
-with the very same tokens.
+short uncached part, no prefill worker alive), computes a chunk of them too. A sequence that lost its blocks (roster.py)
+is recomputed: its prompt by prefill, its answer token by token as before, so it goes on with the very same tokens.
 """
 
 import logging
-from collections import deque
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
-from diptych.core.errors import EngineError, PeerUnreachableError
+from diptych.core.errors import EngineError
 from diptych.core.events import FinishReason, Lifecycle
-from diptych.core.ids import RequestId, WorkerId
+from diptych.core.ids import RequestId
 from diptych.core.messages import (
     Abort,
     FailureKind,
     Filled,
-    Grant,
     GrantEnded,
-    PeerAddress,
     PeerGone,
-    Revoke,
     Submit,
     ToWorker,
 )
 from diptych.engine.base import Logits, Row, StepEngine
-from diptych.policy.batching import choose_victim, plan_chunks, prefill_budget_tokens
+from diptych.policy.batching import plan_chunks, prefill_budget_tokens
 from diptych.wire.mailbox import Outbox
-from diptych.worker.handoff import Handoff, Handoffs
+from diptych.worker.handoff import Handoff
 from diptych.worker.load import Load, Speed
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.report import Report
+from diptych.worker.roster import Roster
 from diptych.worker.sampler import sample
 from diptych.worker.sequence import Sequence, SequenceState
 from diptych.worker.sequence_blocks import SequenceBlocks
 
-MAX_WAITING_PER_PLACE = 16
 log = logging.getLogger(__name__)
 
 
@@ -59,27 +54,22 @@ class DecodeRole:
         self._max_model_len = max_model_len
         self._engine = engine
         self._memory = memory
-        self._outbox = outbox
         self._clock = clock
         self._speed = speed
-        self._address = PeerAddress(order.worker_id, order.endpoint, order.incarnation)
-        self._waiting: deque[Sequence] = deque()
-        self._placed: list[Sequence] = []  # hold blocks; in order of arrival
-        self._by_id: dict[RequestId, Sequence] = {}
-        self._handoffs = Handoffs()
-        self._gone: dict[WorkerId, int] = {}
         self._batch: list[tuple[Sequence, int]] = []  # of the running step: who, and how many tokens
         self._aborted_in_step: list[Sequence] = []
         self._num_arrived = 0
         self.blocks = blocks
+        self.roster = Roster(order, blocks, outbox, clock)
         self.report = Report()
 
     def load(self) -> Load:
         """Return what is running and queued."""
-        unread = [sequence for sequence in self._placed if sequence.state is SequenceState.PREFILLING]
-        unread += [sequence for sequence in self._waiting if sequence.prefill is None]
-        num_tokens = sum(sequence.num_remaining_prompt_tokens for sequence in unread)
-        return Load(len(self._placed), len(self._waiting), num_tokens)
+        return self.roster.load()
+
+    def admit(self) -> None:
+        """Give places to those that wait. Also called while a step runs: a prefill worker need not wait for it."""
+        self.roster.admit()
 
     # Messages
 
@@ -93,13 +83,12 @@ class DecodeRole:
             case Filled():
                 self._on_filled(message)
             case GrantEnded(epoch=epoch, reason=reason):
-                handoff = self._handoffs.settle(epoch)
+                handoff = self.roster.settle(epoch)
                 if handoff is not None:
-                    self._take_back(handoff, reason)
+                    self._read_here(handoff, reason)
             case PeerGone(worker_id=worker_id, incarnation=incarnation):
-                self._gone[worker_id] = max(incarnation, self._gone.get(worker_id, incarnation))
-                for handoff in self._handoffs.settle_all_of(worker_id, incarnation):
-                    self._take_back(handoff, f"{worker_id} is gone")
+                for handoff in self.roster.settle_all_of(worker_id, incarnation):
+                    self._read_here(handoff, f"{worker_id} is gone")
             case _:
                 pass
 
@@ -119,32 +108,27 @@ class DecodeRole:
                 f"a prompt of {sequence.num_prompt_tokens} tokens leaves no room for an answer in {self._max_model_len}"
             )
             self.report.add_failed(sequence, FailureKind.INVALID, text, now_s)
-        elif len(self._waiting) >= MAX_WAITING_PER_PLACE * self._order.max_num_seqs:
+        elif self.roster.is_full:
             self.report.add_failed(sequence, FailureKind.REFUSED, f"{self._order.worker_id}'s queue is full", now_s)
         else:
-            self._waiting.append(sequence)
-            self._by_id[sequence.request_id] = sequence
+            self.roster.add(sequence)
 
     def _on_abort(self, request_id: RequestId) -> None:
-        sequence = self._by_id.get(request_id)
+        sequence = self.roster.find(request_id)
         if sequence is None:
             return
         if any(sequence is member for member, _ in self._batch):
             self._aborted_in_step.append(sequence)  # the running step writes into its blocks
         else:
-            self._leave(sequence)
+            self.roster.leave(sequence)
             self.report.add_aborted(sequence, self._clock.now_s())
 
     def _on_filled(self, message: Filled) -> None:
-        handoff = self._handoffs.settle(message.epoch)
+        handoff = self.roster.settle(message.epoch)
         if handoff is None:
-            log.info("dropped Filled of epoch %d, which is over", message.epoch)
+            log.info("nobody waits for what was filled under epoch %d", message.epoch)
             return
         sequence = handoff.sequence
-        if handoff.abandoned_blocks is not None:
-            self.blocks.cache.release(handoff.abandoned_blocks)
-            return
-        sequence.state = SequenceState.PREFILLING  # its blocks are written by nobody else any more
         if not self._is_intact(sequence, message):
             self._fail(sequence, f"KV checksums of {handoff.writer.worker_id} and {self._order.worker_id} differ")
             return
@@ -163,14 +147,10 @@ class DecodeRole:
         begin, end = sequence.num_computed_tokens, sequence.num_prompt_tokens
         return self._memory.checksum_written(sequence.block_table, begin, end) == message.kv_checksum
 
-    def _take_back(self, handoff: Handoff, reason: str) -> None:
-        """Go on without the writer: read the prompt here, or free the blocks if nobody wants them."""
-        if handoff.abandoned_blocks is not None:
-            self.blocks.cache.release(handoff.abandoned_blocks)
-            return
+    def _read_here(self, handoff: Handoff, reason: str) -> None:
+        """Go on without the writer."""
         log.warning("%s reads the prompt of %s itself: %s", self._order.worker_id, handoff.sequence.request_id, reason)
         handoff.sequence.prefill = None
-        handoff.sequence.state = SequenceState.PREFILLING
 
     # A step
 
@@ -178,8 +158,7 @@ class DecodeRole:
         """Choose who takes part in the next step; called when none is running. Empty: nothing to compute now."""
         self._end_overdue()
         self.admit()
-        decoding = self._grow()
-        unread = [sequence for sequence in self._placed if sequence.state is SequenceState.PREFILLING]
+        decoding, unread = self.roster.grow(), self.roster.prefilling
         budget = prefill_budget_tokens(len(decoding), self._order.chunk_tokens, self._order.decode_chunk_tokens)
         chunks = plan_chunks([sequence.num_remaining_prompt_tokens for sequence in unread], budget)
         self._batch = [(sequence, 1) for sequence in decoding] + list(zip(unread, chunks, strict=False))
@@ -224,8 +203,8 @@ class DecodeRole:
 
     def _end_overdue(self) -> None:
         now_s = self._clock.now_s()
-        for sequence in [s for s in self._by_id.values() if s.request.deadline_s < now_s]:
-            self._leave(sequence)
+        for sequence in self.roster.overdue(now_s):
+            self.roster.leave(sequence)
             self.report.add_failed(sequence, FailureKind.TIMEOUT, "the request's deadline has passed", now_s)
 
     def _accept(self, sequence: Sequence, token_id: int) -> None:
@@ -238,97 +217,11 @@ class DecodeRole:
             reason = FinishReason.LENGTH
         else:
             return
-        self._leave(sequence)
+        self.roster.leave(sequence)
         self.report.add_finished(sequence, reason, self._clock.now_s())
 
-    # Who has blocks
-
-    def admit(self) -> None:
-        """Give blocks to waiting requests, first come first served. Also called while a step is running: a prefill
-        worker need not wait for it."""
-        while self._waiting and len(self._placed) < self._order.max_num_seqs:
-            sequence = self._waiting[0]
-            # Every running answer may soon want a block: leave one for each, or the newcomer is preempted at once.
-            if not self.blocks.try_reserve(sequence, num_spare_blocks=len(self._placed)):
-                break
-            self._waiting.popleft()
-            self._placed.append(sequence)
-            self._placed.sort(key=lambda placed: placed.arrival)
-            self._start(sequence)
-
-    def _start(self, sequence: Sequence) -> None:
-        if Lifecycle.RESERVED not in sequence.timeline:
-            sequence.note_first(Lifecycle.RESERVED, self._clock.now_s())
-            sequence.num_cached_tokens = sequence.num_computed_tokens
-        if sequence.num_remaining_prompt_tokens <= 0:  # preempted, and its whole prompt is still cached
-            sequence.state = SequenceState.DECODING
-        elif not self._try_grant(sequence):
-            sequence.state = SequenceState.PREFILLING
-
-    def _try_grant(self, sequence: Sequence) -> bool:
-        """Have the prompt read by the prefill worker; False if it is better, or only possible, to read it here."""
-        writer = sequence.prefill
-        if writer is None or sequence.num_remaining_prompt_tokens <= self._order.local_prefill_max_tokens:
-            return False
-        if self._gone.get(writer.worker_id, -1) >= writer.incarnation:
-            return False
-        grant = Grant(
-            request_id=sequence.request_id,
-            attempt=sequence.attempt,
-            epoch=sequence.epoch,
-            decode=self._address,
-            prompt_token_ids=sequence.request.prompt_token_ids,
-            num_cached_tokens=sequence.num_computed_tokens,
-            block_table=list(sequence.block_table),
-            sampling=sequence.request.sampling,
-            deadline_s=sequence.request.deadline_s,
-        )
-        try:
-            self._outbox.send(writer.endpoint, grant)
-        except PeerUnreachableError:
-            return False
-        self._handoffs.open(sequence, writer)
-        sequence.state = SequenceState.GRANTED
-        sequence.note_first(Lifecycle.GRANTED, self._clock.now_s())
-        return True
-
-    def _grow(self) -> list[Sequence]:
-        """Make room for the next token of every running answer, preempting the last to arrive where there is none."""
-        for sequence in [s for s in self._placed if s.state is SequenceState.DECODING]:
-            while sequence.state is SequenceState.DECODING and not self.blocks.try_grow(sequence):
-                candidates = [s for s in self._placed if s.state is not SequenceState.GRANTED]
-                self._preempt(candidates[choose_victim([s.arrival for s in candidates])])
-        return [s for s in self._placed if s.state is SequenceState.DECODING]
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.blocks.release(sequence)
-        self._placed.remove(sequence)
-        # In order of arrival: others that lost their blocks before may have come earlier.
-        self._waiting.insert(sum(waiting.arrival < sequence.arrival for waiting in self._waiting), sequence)
-        sequence.state = SequenceState.WAITING
-        sequence.num_preemptions += 1
-        sequence.timeline[Lifecycle.PREEMPTED] = self._clock.now_s()
-
-    def _leave(self, sequence: Sequence) -> None:
-        """Forget a request that has ended; its blocks are free now, or as soon as their writer is done."""
-        del self._by_id[sequence.request_id]
-        match sequence.state:
-            case SequenceState.WAITING:
-                self._waiting.remove(sequence)
-                return
-            case SequenceState.GRANTED:
-                handoff = self._handoffs.abandon(sequence)
-                revoke = Revoke(request_id=sequence.request_id, epoch=sequence.epoch, decode=self._address)
-                try:
-                    self._outbox.send(handoff.writer.endpoint, revoke)
-                except PeerUnreachableError:
-                    log.warning("%s does not read its messages; blocks wait until it is gone", handoff.writer.worker_id)
-            case _:
-                self.blocks.release(sequence)
-        self._placed.remove(sequence)
-
     def _fail(self, sequence: Sequence, message: str) -> None:
-        self._leave(sequence)
+        self.roster.leave(sequence)
         self.report.add_failed(sequence, FailureKind.ERROR, message, self._clock.now_s())
 
 
