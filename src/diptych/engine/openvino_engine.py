@@ -85,10 +85,8 @@ class OpenVinoEngine:
         if plan.prefill_tokens:
             num_tokens = min(plan.prefill_tokens, num_past)
             prompt = Row([WARM_UP_TOKEN] * num_tokens, 0, block_table, True)
-            self.step([prompt])
+            self.step([decode_row, prompt] if plan.is_mixed else [prompt])
             prefill_tokens_per_s = self._measure_prefill(prompt.token_ids[:SPEED_PROBE_TOKENS], block_table)
-            if plan.is_mixed:
-                self.step([decode_row, prompt])
         for batch_size in plan.batch_sizes:
             self.step([decode_row] * batch_size)
         return prefill_tokens_per_s
