@@ -193,9 +193,11 @@ def test_quantized_kv_has_a_region_for_each_size(model_dir: Path, f32: BoundEngi
     assert int(logits.argmax()) in np.argsort(wanted[0])[-3:], "eight bits change little"
 
 
-def test_a_precision_that_the_cpu_lacks_is_an_error_that_says_so(model_dir: Path) -> None:
+def test_bf16_is_the_choice_where_the_cpu_has_it_and_an_error_that_says_so_where_not(model_dir: Path) -> None:
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        pytest.skip("this CPU computes in bf16")
+        assert choose_kv_dtype("auto") == "bf16"
+        assert OpenVinoEngine(model_dir, frozenset(), 1, "auto").name == "openvino bf16 KV"
+        return
     assert choose_kv_dtype("auto") == "f32"
     with pytest.raises(EngineError, match="--kv-dtype bf16") as raised:
         OpenVinoEngine(model_dir, frozenset(), 1, "bf16")

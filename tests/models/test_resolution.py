@@ -21,6 +21,9 @@ from diptych.models.recipes import GgufRecipe
 from diptych.models.resolution import resolve
 
 RESOLVE = """
+import signal
+# Ctrl-C is ignored in what a script runs in the background, such as these tests; a person's shell does not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import sys
 from pathlib import Path
 from diptych.models import resolve, stderr_progress

@@ -41,7 +41,7 @@ def prompts(tokenizer: Tokenizer) -> list[list[int]]:
 @pytest.fixture(scope="session")
 def bare_engine(model_dir: Path) -> Iterator[BareEngine]:
     """The real engine on one thread, as a worker with one core has it, over a segment of its own."""
-    engine = OpenVinoEngine(model_dir, frozenset(), 1, "auto")
+    engine = OpenVinoEngine(model_dir, frozenset(), 1, "f32")
     segment, descriptor = Segment.create(NUM_BLOCKS * engine.layout.block_bytes)
     engine.bind(segment.view(0, segment.num_bytes), NUM_BLOCKS)
     yield BareEngine(engine, NUM_BLOCKS, descriptor)

@@ -1,8 +1,6 @@
 """The front process: HTTP frontend and router on one event loop. Started by the launcher."""
 
-import argparse
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -23,6 +21,7 @@ from diptych.frontend.tokenizer import Tokenizer
 from diptych.kv.hashing import BlockHasher
 from diptych.router.router import Router
 from diptych.router.settings import RouterSettings
+from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
 from diptych.wire.mailbox import AsyncInbox, Outbox
 
@@ -80,11 +79,7 @@ async def _announce_ready(router: Router, control: ControlChannel[FromLauncher])
 
 def main() -> int:
     """Run the front process; called by the launcher as `python -m diptych.launch.front --control FD`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the launcher")
-    control: ControlChannel[FromLauncher] = ControlChannel.of_descriptor(parser.parse_args().control, FromLauncher)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher, which then ends everyone in order
+    control: ControlChannel[FromLauncher] = join_launcher(FromLauncher)
     try:
         _serve(control)
     except* DiptychError as errors:

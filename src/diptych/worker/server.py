@@ -5,7 +5,6 @@
 The loop itself never computes; steps run on a thread (step_thread.py), so messages are read while one is running.
 """
 
-import argparse
 import logging
 import os
 import signal
@@ -35,6 +34,7 @@ from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.transfer.segment import Segment
+from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
 from diptych.wire.mailbox import Inbox, Outbox
 from diptych.worker.decode import DecodeRole
@@ -221,11 +221,7 @@ def _start(control: ControlChannel[FromLauncher]) -> Worker:
 
 def main() -> int:
     """Run a worker; called by the launcher as `python -m diptych.worker.server --control FD`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the launcher")
-    control: ControlChannel[FromLauncher] = ControlChannel.of_descriptor(parser.parse_args().control, FromLauncher)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the launcher, which then ends everyone in order
+    control: ControlChannel[FromLauncher] = join_launcher(FromLauncher)
     try:
         worker = _start(control)
     except DiptychError as error:

@@ -1,0 +1,23 @@
+"""The first steps of every process that the launcher starts as `python -m MODULE --control FD`."""
+
+import argparse
+import logging
+import signal
+import sys
+from typing import TypeVar
+
+import msgspec
+
+from diptych.wire.control import ControlChannel
+
+Incoming = TypeVar("Incoming", bound=msgspec.Struct)
+
+
+def join_launcher(kinds: object) -> ControlChannel[Incoming]:
+    """Open the socket to the launcher, over which messages of `kinds` come; log to stderr, leave Ctrl-C to it."""
+    parser = argparse.ArgumentParser(description="A process of `diptych serve`, which alone starts it.")
+    parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the launcher")
+    descriptor = parser.parse_args().control
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return ControlChannel.of_descriptor(descriptor, kinds)
