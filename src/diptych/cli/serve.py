@@ -33,6 +33,7 @@ def _option(field: str, panel: str, *names: str, metavar: str | None = None) -> 
 
 
 def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
+    context: typer.Context,
     config: Annotated[
         Path | None, typer.Option("--config", envvar="DIPTYCH_CONFIG", help="TOML file with any of these settings.")
     ] = None,
@@ -66,30 +67,9 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
 
     Ctrl-C or SIGTERM finishes running answers and ends; a second one ends at once.
     """
-    flags: dict[str, Any] = {
-        "model": model,
-        "host": host,
-        "port": port,
-        "prefill": prefill,
-        "decode": decode,
-        "mixed": mixed,
-        "cores": cores.split(",") if cores is not None else None,
-        "engine": engine,
-        "modeled_time_scale": modeled_time_scale,
-        "kv_dtype": kv_dtype,
-        "kv_bytes": kv_bytes,
-        "max_model_len": max_model_len,
-        "max_num_seqs": max_num_seqs,
-        "chunk_tokens": chunk_tokens,
-        "decode_chunk_tokens": decode_chunk_tokens,
-        "local_prefill_max_tokens": local_prefill_max_tokens,
-        "exact": exact,
-        "kv_checksums": kv_checksums,
-        "request_timeout_s": request_timeout_s,
-        "drain_timeout_s": drain_timeout_s,
-        "start_timeout_s": start_timeout_s,
-        "max_queue": max_queue,
-    }
+    # Every parameter but these two is a setting of the same name.
+    flags = {name: value for name, value in context.params.items() if name != "config"}
+    flags["cores"] = cores.split(",") if cores is not None else None
     settings = load_config(flags, os.environ, config)
     console = Console(stderr=True)
     signals = StopSignals()

@@ -5,10 +5,11 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from diptych.core.control import EngineKind, KVDtype
 from diptych.core.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "DIPTYCH_"
@@ -53,14 +54,14 @@ class ServeConfig(BaseModel):
         default=None, description="Cores to use, such as 0,1,2 [default: all that are allowed]."
     )
 
-    engine: Literal["openvino", "modeled"] = Field(
+    engine: EngineKind = Field(
         default="openvino",
         description="What computes; `modeled` takes time by a cost model and answers with made-up tokens.",
     )
     modeled_time_scale: float = Field(
         default=1.0, ge=0, le=1000, description="Modeled engine: how many times the real one's time it takes; 0: none."
     )
-    kv_dtype: Literal["auto", "f32", "bf16", "f16", "u8"] = Field(
+    kv_dtype: KVDtype = Field(
         default="auto", description="Precision of the KV cache; auto is bf16 where the CPU computes in it, else f32."
     )
     kv_bytes: Bytes = Field(

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from diptych.core.ids import WorkerId
-from diptych.core.messages import Role
+from diptych.core.messages import PeerAddress, Role
 
 KVDtype = Literal["auto", "f32", "bf16", "f16", "u8"]
 EngineKind = Literal["openvino", "modeled"]
@@ -59,6 +59,11 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Whether to reuse only blocks written by prefill, so that answers do not depend on what is cached even in bf16."""
     has_kv_checksums: bool
     """Whether to compare checksums of what prefill wrote and decode reads."""
+
+    @property
+    def address(self) -> PeerAddress:
+        """Where this life of the worker is written to."""
+        return PeerAddress(self.worker_id, self.endpoint, self.incarnation)
 
 
 class LayoutReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):

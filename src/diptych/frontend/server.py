@@ -148,11 +148,3 @@ class FrontendServer:
                 await asyncio.wait_for(self._ended.wait(), 2 * CLOSE_TIMEOUT_S)
         elif self._listener is not None:
             self._listener.close()
-
-
-async def run_http(app: FastAPI, host: str, port: int) -> None:
-    """Serve `app` until cancelled.
-
-    Raises: LaunchError if the port is taken.
-    """
-    await FrontendServer(app, host, port).serve()

@@ -1,6 +1,5 @@
 """A running server as an object: what `diptych serve` and `diptych.serve(config)` share."""
 
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -35,11 +34,6 @@ class Server:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the server has ended by itself (its frontend died); tell whether it has."""
         return self._cluster.ended.wait(timeout_s)
-
-    @property
-    def has_ended(self) -> threading.Event:
-        """Set when the server cannot go on by itself."""
-        return self._cluster.ended
 
     def close(self) -> None:
         """Finish running answers up to the drain timeout, then end everything."""

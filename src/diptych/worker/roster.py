@@ -8,14 +8,13 @@ First come, first served. When blocks run out, the last to arrive loses its own 
 
 import logging
 from collections import deque
-from collections.abc import Iterable
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
 from diptych.core.errors import PeerUnreachableError
 from diptych.core.events import Lifecycle
 from diptych.core.ids import RequestId, WorkerId
-from diptych.core.messages import Grant, PeerAddress, Revoke
+from diptych.core.messages import Grant, Revoke
 from diptych.policy.batching import choose_victim
 from diptych.wire.mailbox import Outbox
 from diptych.worker.handoff import Handoff, Handoffs
@@ -35,7 +34,7 @@ class Roster:
         self._blocks = blocks
         self._outbox = outbox
         self._clock = clock
-        self._address = PeerAddress(order.worker_id, order.endpoint, order.incarnation)
+        self._address = order.address
         self._handoffs = Handoffs()
         self._by_id: dict[RequestId, Sequence] = {}
         self._gone: dict[WorkerId, int] = {}
@@ -171,19 +170,18 @@ class Roster:
         The sequence, if it still wants its blocks, is this worker's to continue (PREFILLING).
         """
         handoff = self._handoffs.settle(epoch)
-        return None if handoff is None else next(iter(self._taken_back([handoff])), None)
+        return handoff if handoff is not None and self._take_back(handoff) else None
 
     def settle_all_of(self, worker_id: WorkerId, incarnation: int) -> list[Handoff]:
         """Take back all that was granted to a worker that is dead, and grant nothing to that life of it any more."""
         self._gone[worker_id] = max(incarnation, self._gone.get(worker_id, incarnation))
-        return self._taken_back(self._handoffs.settle_all_of(worker_id, incarnation))
+        settled = self._handoffs.settle_all_of(worker_id, incarnation)
+        return [handoff for handoff in settled if self._take_back(handoff)]
 
-    def _taken_back(self, handoffs: Iterable[Handoff]) -> list[Handoff]:
-        wanted: list[Handoff] = []
-        for handoff in handoffs:
-            if handoff.abandoned_blocks is not None:
-                self._blocks.cache.release(handoff.abandoned_blocks)
-            else:
-                handoff.sequence.state = SequenceState.PREFILLING
-                wanted.append(handoff)
-        return wanted
+    def _take_back(self, handoff: Handoff) -> bool:
+        """Tell whether a sequence goes on in these blocks, which are this worker's to write now; else free them."""
+        if handoff.abandoned_blocks is not None:
+            self._blocks.cache.release(handoff.abandoned_blocks)
+            return False
+        handoff.sequence.state = SequenceState.PREFILLING
+        return True

@@ -21,7 +21,6 @@ from diptych.core.messages import (
     HEARTBEAT_INTERVAL_S,
     CacheChange,
     Heartbeat,
-    PeerAddress,
     Role,
     ToWorker,
     WorkerState,
@@ -152,24 +151,20 @@ class Worker:
             memory_bytes=private_memory_bytes(),
             num_steps=self._speed.num_steps,
         )
-        address = PeerAddress(order.worker_id, order.endpoint, order.incarnation)
+        heartbeat = Heartbeat(role=order.role, address=order.address, status=status)
         try:
-            self._outbox.send(order.router_endpoint, Heartbeat(role=order.role, address=address, status=status))
+            self._outbox.send(order.router_endpoint, heartbeat)
         except PeerUnreachableError as error:
             log.warning("heartbeat not sent: %s", error)
 
 
 def _warm_up_plan(order: WorkerOrder) -> WarmUp:
-    match order.role:
-        case Role.PREFILL:
-            return WarmUp(order.chunk_tokens, (), False)
-        case Role.DECODE:
-            # It reads prompts only when nobody else can, or short ones: the shapes in between come when they come.
-            batch_sizes = tuple(size for size in WARM_UP_BATCH_SIZES if size <= order.max_num_seqs)
-            return WarmUp(order.decode_chunk_tokens, batch_sizes, True)
-        case Role.MIXED:
-            batch_sizes = tuple(size for size in WARM_UP_BATCH_SIZES if size <= order.max_num_seqs)
-            return WarmUp(order.chunk_tokens, batch_sizes, True)
+    if order.role is Role.PREFILL:
+        return WarmUp(order.chunk_tokens, (), False)
+    batch_sizes = tuple(size for size in WARM_UP_BATCH_SIZES if size <= order.max_num_seqs)
+    # A decode worker reads prompts only when nobody else can, or short ones: larger shapes come when they come.
+    chunk_tokens = order.chunk_tokens if order.role is Role.MIXED else order.decode_chunk_tokens
+    return WarmUp(chunk_tokens, batch_sizes, True)
 
 
 def private_memory_bytes() -> int:
