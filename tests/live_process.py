@@ -38,6 +38,9 @@ def _plain_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("DIPTYCH_") or key == CACHE_VARIABLE}
 
 
+ORDERLY_END_S = 5.0
+
+
 class Command:
     """`diptych ...` as a process of its own. Ended with all that it started by `close`."""
 
@@ -90,9 +93,14 @@ class Command:
         eventually(lambda: not self.processes(), f"the end of {self.processes()}", timeout_s)
 
     def close(self) -> None:
-        """Kill whatever is left of it."""
+        """End it in order if it still runs, so that its sockets go too; kill whatever is left of it."""
         for client in self._clients:
             client.close()
+        for _ in range(2):  # the second ends also what drains
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(ORDERLY_END_S)
         for pid in (self.process.pid, *self.processes()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
