@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tests.live_server import PATIENCE_S, LiveServer, Serving, StartServer, eventually
@@ -34,6 +35,26 @@ def kill_in_mid_prompt(server: LiveServer) -> float:
     return killed_s
 
 
+def kill_when_it_computes(pid: int) -> float:
+    """Kill a worker once it has computed for 50 ms; return when.
+
+    A real prompt may be read between two heartbeats, which therefore cannot tell that it is being read.
+    """
+    idle_s = cpu_time_s(pid)
+    give_up_s = time.monotonic() + PATIENCE_S
+    while cpu_time_s(pid) < idle_s + 0.05:
+        assert time.monotonic() < give_up_s, "the worker computes nothing"
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    return time.monotonic()
+
+
+def cpu_time_s(pid: int) -> float:
+    """Return how long a process has computed, from /proc; its resolution is 10 ms."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.slow
 def test_prefill_worker_killed_in_mid_prompt(modeled_server: StartServer, tokenizer: Tokenizer) -> None:
     server = modeled_server(modeled_time_scale=1)
@@ -57,9 +78,10 @@ def test_prefill_worker_killed_in_mid_prompt(modeled_server: StartServer, tokeni
 def test_real_prefill_worker_killed_in_mid_prompt(serving: Serving, smol_server: LiveServer) -> None:
     undisturbed = smol_server.complete(NATURAL_TEXT, max_tokens=60)
     with serving() as server:
+        prefill_pid = server.worker("prefill-0")["pid"]
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(server.complete, NATURAL_TEXT, max_tokens=60)
-            killed_s = kill_in_mid_prompt(server)
+            killed_s = kill_when_it_computes(prefill_pid)
             assert answer.result(PATIENCE_S).text == undisturbed.text
         assert server.records()[-1]["timeline"][Lifecycle.FIRST_TOKEN] > killed_s, "too late: the prompt had been read"
         server.wait_until_idle()

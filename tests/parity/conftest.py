@@ -5,13 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.parity.reference import BareEngine
+from tests.parity.reference import BareEngine, bound_engine
 
-from diptych.engine.openvino_engine import OpenVinoEngine
 from diptych.frontend.tokenizer import Tokenizer
-from diptych.transfer.segment import Segment
-
-NUM_BLOCKS = 60
 
 PROMPTS = (
     "The lighthouse keeper",
@@ -40,12 +36,9 @@ def prompts(tokenizer: Tokenizer) -> list[list[int]]:
 
 @pytest.fixture(scope="session")
 def bare_engine(model_dir: Path) -> Iterator[BareEngine]:
-    """The real engine on one thread, as a worker with one core has it, over a segment of its own."""
-    engine = OpenVinoEngine(model_dir, frozenset(), 1, "f32")
-    segment, descriptor = Segment.create(NUM_BLOCKS * engine.layout.block_bytes)
-    engine.bind(segment.view(0, segment.num_bytes), NUM_BLOCKS)
-    yield BareEngine(engine, NUM_BLOCKS, descriptor)
-    os.close(descriptor)
+    engine = bound_engine(model_dir, "f32")
+    yield engine
+    os.close(engine.descriptor)
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from diptych.core.control import KVDtype
 from diptych.core.ids import BlockId
 from diptych.engine.base import Row, StepEngine
+from diptych.engine.openvino_engine import OpenVinoEngine
 from diptych.policy.batching import plan_chunks
+from diptych.transfer.segment import Segment
+
+NUM_BLOCKS = 60
 
 
 @dataclass(frozen=True)
@@ -53,3 +59,11 @@ class BareEngine:
         logits = self.engine.step([Row(list(tokens), 0, table, True)])[0]
         second, first = np.argsort(logits)[-2:].tolist()
         return [first, second], float(logits[first] - logits[second])
+
+
+def bound_engine(model_dir: Path, kv_dtype: KVDtype) -> BareEngine:
+    """Return the real engine on one thread, as a worker with one core has it, over a segment of its own."""
+    engine = OpenVinoEngine(model_dir, frozenset(), 1, kv_dtype)
+    segment, descriptor = Segment.create(NUM_BLOCKS * engine.layout.block_bytes)
+    engine.bind(segment.view(0, segment.num_bytes), NUM_BLOCKS)
+    return BareEngine(engine, NUM_BLOCKS, descriptor)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from diptych.core.errors import EngineError
 from diptych.core.request import SamplingParams
 from diptych.worker import sampler
-from diptych.worker.sampler import sample, uniform
+from diptych.worker.sampler import gumbel, random_bits, sample
 
 NUM_DRAWS = 4000
 Floats = npt.NDArray[np.float32]
@@ -188,27 +188,62 @@ def test_a_huge_vocabulary() -> None:
     assert np.std(rows) > vocab_size / 10, "equal logits draw from the whole vocabulary"
 
 
+def test_the_choice_is_that_over_the_whole_vocabulary() -> None:
+    """Only contenders are looked at; no other token could have won."""
+    for seed in range(60):
+        logits = random_logits(1, 20_000, seed, scale=1 + seed % 5)
+        for temperature in (0.3, 1.0, 2.0, 30.0):
+            noise = gumbel(random_bits(seed, 7, 20_000))
+            winner = int((logits[0].astype(np.float64) / temperature + noise).argmax())
+
+            assert sample(logits, [(params(temperature=temperature, seed=seed), 7)]) == [winner]
+
+
+@pytest.mark.parametrize("wanted", [params(), params(top_p=0.95), params(top_k=40), params(temperature=1.5)], ids=str)
+def test_rounding_errors_hardly_ever_change_a_token(wanted: SamplingParams) -> None:
+    """Other kernels for the same row move logits by about 2e-5, and answers must not depend on the path."""
+    logits = random_logits(4, 49_152, seed=5, scale=3.0)
+    logits[:, 77] += 14  # some tail, as natural text has
+    moved = logits + random_logits(4, 49_152, seed=6, scale=2e-5)
+    draws = [(wanted, index) for index in range(250)]
+
+    changed = sum(
+        token != token_of_moved
+        for row in range(4)
+        for token, token_of_moved in zip(
+            sample(logits[[row] * 250], draws), sample(moved[[row] * 250], draws), strict=True
+        )
+    )
+
+    assert changed <= 1, "of 1,000 tokens"
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_the_largest_random_number_draws_the_last_token_of_any_weight(
-    monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    monkeypatch.setattr(sampler, "uniform", lambda _seed, _index: 1 - 2.0**-53)
+@pytest.mark.parametrize("bits", [0, 2**32 - 1])
+def test_no_noise_draws_what_is_ruled_out(monkeypatch: pytest.MonkeyPatch, seed: int, bits: int) -> None:
     logits = random_logits(1, 1000, seed)
     logits[0, 700:] = -np.inf
+    # The tokens that are ruled out get the other extreme.
+    extreme = np.full(1000, bits, np.uint32)
+    extreme[700:] = 2**32 - 1 - bits
+    monkeypatch.setattr(sampler, "random_bits", lambda *_: extreme)
 
-    assert sample(logits, [(params(), 0)]) == [699]
-
-
-@given(st.integers(-(2**70), 2**70), st.integers(0, 2**20))
-def test_the_random_number_is_a_function_of_seed_and_index(seed: int, index: int) -> None:
-    point = uniform(seed, index)
-
-    assert 0 <= point < 1
-    assert point == uniform(seed, index)
-    assert point != uniform(seed, index + 1)
+    assert sample(logits, [(params(), 0)]) == [int(logits.argmax())]
 
 
-def test_random_numbers_fill_the_unit_interval_evenly() -> None:
-    counts, _ = np.histogram([uniform(seed, index) for seed in range(50) for index in range(100)], 20, (0, 1))
+@given(st.integers(-(2**70), 2**70), st.integers(0, 2**20), st.integers(2, 100))
+def test_random_bits_are_a_function_of_seed_and_index(seed: int, index: int, vocab_size: int) -> None:
+    bits = random_bits(seed, index, vocab_size)
 
-    assert ((counts - 250) ** 2 / 250).sum() < 19 + 6 * np.sqrt(2 * 19)
+    assert bits.shape == (vocab_size,)
+    assert (bits == random_bits(seed, index, vocab_size)).all()
+    assert not (bits == random_bits(seed, index + 1, vocab_size)).all()
+    assert (bits[:-1] == random_bits(seed, index, vocab_size - 1)).all(), "a token's number depends on no other token"
+
+
+def test_random_bits_fill_their_range_evenly() -> None:
+    numbers = np.concatenate([random_bits(seed, index, 7) for seed in range(50) for index in range(100)])
+    counts, _ = np.histogram(numbers, 20, (0, 2**32))
+    expected = len(numbers) / 20
+
+    assert ((counts - expected) ** 2 / expected).sum() < 19 + 6 * np.sqrt(2 * 19)

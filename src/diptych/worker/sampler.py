@@ -1,9 +1,14 @@
 """From logits to the next token.
 
-No generator state moves between processes: the only random number that a token needs is drawn from a counter-based
-generator (Philox) keyed by the request's seed, at the token's position. So an answer is the same whoever samples it.
+No generator state moves between processes: the random numbers that a token needs are a function of the request's seed
+and the token's position (Philox, a counter-based generator), one for each entry of the vocabulary. The token is the one
+whose log-probability plus Gumbel noise is highest, which draws exactly from the distribution (Gumbel, 1954; known as
+the Gumbel-max trick). So an answer is the same whoever samples it; and since a rounding error in the logits matters
+only where two sums are as close as the error, also whichever way its logits were computed. (Inverting the cumulated
+probabilities would need one number only, but an error anywhere in the vocabulary moves all borders behind it.)
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,11 +19,14 @@ from diptych.core.request import GREEDY_TEMPERATURE, SamplingParams
 from diptych.engine.base import Logits
 
 Floats = npt.NDArray[np.float32]
-BINS_PER_NAT, NUM_BINS = 64, 2048
-"""Bins by likelihood: 64 for each factor of e, down to e^-32 of the likeliest token's."""
-TOKENS_PER_RUN = 256
+RandomBits = npt.NDArray[np.uint32]
+
 SMALLEST_TEMPERATURE = 1e-20
 """Below it nothing changes any more (only equal logits have equal chances), and 32 bits would soon call it zero."""
+LIKELY_GAP = 8.0
+"""Tokens less likely than e^-8 of the likeliest one win only with noise that few have: see `_contenders`."""
+WIDENING_GAPS = (2.0, 4.0, 8.0, 16.0, math.inf)
+"""Where the border of the kept tokens is looked for: nearly always it is among the few likeliest."""
 
 
 def sample(logits: Logits, draws: Sequence[tuple[SamplingParams, int]]) -> list[int]:
@@ -35,68 +43,79 @@ def sample(logits: Logits, draws: Sequence[tuple[SamplingParams, int]]) -> list[
     return [
         int(best[row])
         if params.temperature == GREEDY_TEMPERATURE
-        else _draw(logits[row], float(highest[row]), params, index)
+        else _draw(logits[row], int(best[row]), params, random_bits(params.seed, index, logits.shape[1]))
         for row, (params, index) in enumerate(draws)
     ]
 
 
-def _draw(logits: Floats, highest: float, params: SamplingParams, index: int) -> int:
-    gaps = (np.float32(highest) - logits) / np.float32(max(params.temperature, SMALLEST_TEMPERATURE))
-    weights = np.exp(-gaps)
-    _drop_unlikely(weights, gaps, params)
-    return _choose(weights, uniform(params.seed, index))
+def random_bits(seed: int, index: int, vocab_size: int) -> RandomBits:
+    """Return the random numbers [vocab_size], each of 32 bits, that belong to token `index` of an answer."""
+    # The generator counts in the lowest word: those of two positions never overlap.
+    generator = np.random.Philox(key=seed % 2**64, counter=[0, index, 0, 0])
+    return generator.random_raw(-(-vocab_size // 2)).view(np.uint32)[:vocab_size]
 
 
-def _drop_unlikely(weights: Floats, gaps: Floats, params: SamplingParams) -> None:
-    """Set to zero what min-p, then top-k, then top-p leave out. Tokens as likely as the last one kept stay too.
+def gumbel(bits: RandomBits) -> npt.NDArray[np.float64]:
+    """Turn random numbers into Gumbel noise, from -3.1 to 22.9."""
+    return -np.log(-np.log((bits + 0.5) / 2**32))
 
-    `weights` [vocab_size]: probabilities up to a factor, the likeliest token's being 1; `gaps`: minus their logarithms.
+
+def _draw(logits: Floats, best: int, params: SamplingParams, bits: RandomBits) -> int:
+    temperature = max(params.temperature, SMALLEST_TEMPERATURE)
+    lowest = _lowest_kept(logits, float(logits[best]), temperature, params)
+    contenders = _contenders(logits, best, temperature, lowest, bits)
+    sums = gumbel(bits[contenders]) - (float(logits[best]) - logits[contenders].astype(np.float64)) / temperature
+    return int(contenders[sums.argmax()])
+
+
+def _contenders(logits: Floats, best: int, temperature: float, lowest: float, bits: RandomBits) -> npt.NDArray[np.intp]:
+    """Return the tokens that may win: the likely ones, and unlikely ones whose noise beats the best token's by enough.
+
+    No token is left out that could win, so the choice is that over the whole vocabulary, at a tenth of its cost.
     """
+    likely = max(float(logits[best]) - LIKELY_GAP * temperature, lowest)
+    # An unlikely token has a gap above LIKELY_GAP to make up for: its noise must be higher than the best's by as much.
+    needed = float(gumbel(bits[best])) + LIKELY_GAP
+    needed_bits = math.floor(math.exp(-math.exp(-needed)) * 2**32) - 1
+    may_win = bits >= np.uint32(max(needed_bits, 0))
+    if lowest > -math.inf:
+        may_win &= logits >= np.float32(lowest)
+    return np.flatnonzero(may_win | (logits >= np.float32(likely)))
+
+
+def _lowest_kept(logits: Floats, highest: float, temperature: float, params: SamplingParams) -> float:
+    """Return the logit below which min-p, then top-k, then top-p drop tokens; equally likely ones stay together."""
+    lowest = -math.inf
     if params.min_p > 0:
-        weights[weights < params.min_p] = 0
-    if 0 < params.top_k < len(weights):
-        weights[weights < _last_kept(weights, gaps, (weights > 0).astype(np.float32), params.top_k)] = 0
+        lowest = highest + temperature * math.log(params.min_p)
+    if 0 < params.top_k < len(logits):
+        lowest = max(lowest, _kth_highest(logits, highest, params.top_k))
     if params.top_p < 1:
-        wanted = params.top_p * float(weights.sum(dtype=np.float64))
-        weights[weights < _last_kept(weights, gaps, weights, wanted)] = 0
+        lowest = max(lowest, _nucleus_border(logits, highest, temperature, lowest, params.top_p))
+    return lowest
 
 
-def _last_kept(weights: Floats, gaps: Floats, measure: Floats, wanted: float) -> np.float32:
-    """Return the weight of the token with which the likeliest tokens' `measure` first sums up to `wanted`.
-
-    Sorting a vocabulary takes milliseconds. So tokens are dealt into bins by likelihood, and only the bin in which the
-    sum is reached is sorted.
-    """
-    bins = np.minimum(gaps * BINS_PER_NAT, NUM_BINS - 1).astype(np.int16)  # wider integers convert ten times slower
-    reached = np.cumsum(np.bincount(bins, measure, NUM_BINS))
-    edge = min(int(np.searchsorted(reached, wanted)), NUM_BINS - 1)
-    members = np.flatnonzero(bins == edge)
-    members = members[np.argsort(gaps[members], kind="stable")]
-    if not len(members):  # rounding: the sum of all falls short of `wanted`
-        return np.float32(0)
-    within = (reached[edge - 1] if edge else 0.0) + np.cumsum(measure[members], dtype=np.float64)
-    last: np.float32 = weights[members[min(int(np.searchsorted(within, wanted)), len(members) - 1)]]
-    return last
+def _kth_highest(logits: Floats, highest: float, k: int) -> float:
+    for gap in WIDENING_GAPS:
+        likely = logits[logits >= np.float32(highest - gap)]
+        if len(likely) >= k:
+            return float(np.partition(likely, len(likely) - k)[len(likely) - k])
+    raise AssertionError(f"there are not {k} logits")
 
 
-def _choose(weights: Floats, point: float) -> int:
-    """Return the token at `point` in [0, 1) of the weights' sum, in order of token ids; never one of weight 0.
-
-    In two levels, for speed: first the run of tokens, then the token.
-    """
-    begins = np.arange(0, len(weights), TOKENS_PER_RUN)
-    runs = np.cumsum(np.add.reduceat(weights, begins, dtype=np.float64))
-    wanted = point * runs[-1]
-    # The product may round up to the whole sum: then it is the last run of any weight.
-    run = int(min(np.searchsorted(runs, wanted, side="right"), np.searchsorted(runs, runs[-1])))
-    tokens = np.cumsum(weights[begins[run] : begins[run] + TOKENS_PER_RUN], dtype=np.float64)
-    within = wanted - (runs[run - 1] if run else 0.0)
-    candidates = np.flatnonzero(weights[begins[run] : begins[run] + TOKENS_PER_RUN])
-    place = int(np.searchsorted(tokens[candidates], within, side="right"))
-    return int(begins[run] + candidates[min(place, len(candidates) - 1)])
+def _nucleus_border(logits: Floats, highest: float, temperature: float, lowest: float, top_p: float) -> float:
+    """Return the logit of the token with which the likeliest tokens' probabilities first sum up to `top_p`."""
+    kept = logits if lowest == -math.inf else logits[logits >= np.float32(lowest)]
+    total = _weights(kept, highest, temperature).sum(dtype=np.float64)
+    for gap in WIDENING_GAPS:
+        likely = np.sort(kept[kept >= np.float32(highest - gap * temperature)])[::-1]
+        reached = np.cumsum(_weights(likely, highest, temperature), dtype=np.float64)
+        if reached[-1] >= top_p * total:
+            return float(likely[np.searchsorted(reached, top_p * total)])
+    return lowest  # rounding: the sum of all falls short of its share
 
 
-def uniform(seed: int, index: int) -> float:
-    """Return the number in [0, 1) that belongs to token `index` of an answer with this seed."""
-    generator = np.random.Philox(key=seed % 2**64, counter=[index, 0, 0, 0])
-    return float(generator.random_raw() >> 11) / 2**53
+def _weights(logits: Floats, highest: float, temperature: float) -> Floats:
+    """Return probabilities up to a factor; the likeliest token has 1."""
+    weights: Floats = np.exp((logits - np.float32(highest)) / np.float32(temperature))
+    return weights
