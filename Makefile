@@ -44,7 +44,7 @@ format: $(VENV)/dev.stamp ## Format the code and mend what the linter can.
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-bench: $(VENV)/dev.stamp ## Run all benchmarks; results go to benchmarks/results.
+bench: $(VENV)/dev.stamp ## Run all benchmarks; results go to benchmarks/results/latest.
 	$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 lock: ## Pin all dependencies anew in requirements/dev.txt (ARGS=--upgrade takes the newest).

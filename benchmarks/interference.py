@@ -159,6 +159,7 @@ def _samples(pairs: Pairs) -> dict[str, Any]:
 def _plot(pairs: Pairs, path: Path) -> None:
     """Draw every token gap of the first pair over time, a panel a set-up."""
     from matplotlib.figure import Figure  # noqa: PLC0415  an extra
+    from matplotlib.ticker import LogLocator, ScalarFormatter  # noqa: PLC0415
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels: Sequence[Any] = figure.subplots(1, len(pairs), sharey=True)
@@ -173,6 +174,9 @@ def _plot(pairs: Pairs, path: Path) -> None:
         panel.set_title(TITLES[setup])
         panel.set_xlabel("seconds")
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(ScalarFormatter())
+        panel.yaxis.set_minor_locator(LogLocator(subs=()))
         panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     panels[0].set_ylabel("token gap, ms")
     figure.savefig(path, dpi=150)

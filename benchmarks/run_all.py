@@ -1,4 +1,4 @@
-"""Run every benchmark, one after the other, and write results/README.md: target, measured, verdict.
+"""Run every benchmark, one after the other, and write results/latest/README.md: target, measured, verdict.
 
 `--report-only` writes the table anew from the results that are there.
 """

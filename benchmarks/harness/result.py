@@ -9,7 +9,7 @@ from harness.errors import BenchmarkError
 from harness.host import HostFacts
 from harness.statistics import Estimate
 
-RESULTS_DIR = Path(__file__).parent.parent / "results"
+RESULTS_DIR = Path(__file__).parent.parent / "results" / "latest"
 DIGITS = 6
 """Of samples in seconds: a microsecond, below what scheduling lets any of them mean."""
 
