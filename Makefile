@@ -8,7 +8,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
-CODE := src tests benchmarks examples
+CODE := src tests benchmarks examples docs
 
 # The first of these that will do makes .venv; `make serve PYTHON=/path/to/python3.12` names one.
 PYTHON ?= python3 python3.13 python3.12 python3.11
@@ -20,7 +20,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help serve test check lint format bench lock clean
+.PHONY: help serve test check lint format docs bench lock clean
 
 help: ## Show this.
 	@awk -F ': .*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ lint: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp ## Format the code and mend what the linter can.
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
+
+docs: $(VENV)/dev.stamp ## Write the pages of docs that are made from code.
+	$(BIN)/python docs/make_api_page.py
 
 bench: $(VENV)/dev.stamp ## Run all benchmarks; results go to benchmarks/results/latest.
 	$(BIN)/python benchmarks/run_all.py $(ARGS)

@@ -16,7 +16,7 @@ from tests.live_process import SESSION_MARK, Command, StartCommand, processes_wi
 from tests.live_server import LiveServer, Serving, StartServer
 
 from diptych.core.config import ServeConfig
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 from diptych.launch.server import serve
 from diptych.models import resolve
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from diptych.engine.modeled_engine import FIRST_TOKEN_ID, expected_tokens
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 VOCAB_SIZE = 49152
 

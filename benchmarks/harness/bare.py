@@ -39,7 +39,7 @@ class RowShape(NamedTuple):
 
     num_tokens: int
     num_past_tokens: int
-    is_sampled: bool = True
+    num_logits: int = 1
 
 
 StepShape = Sequence[RowShape]
@@ -74,7 +74,7 @@ def prefill_shapes(num_prompt_tokens: int, chunk_tokens: int) -> list[StepShape]
     num_past = 0
     while num_past < num_prompt_tokens:
         (num_tokens,) = plan_chunks([num_prompt_tokens - num_past], chunk_tokens)
-        steps.append([RowShape(num_tokens, num_past, num_past + num_tokens == num_prompt_tokens)])
+        steps.append([RowShape(num_tokens, num_past, int(num_past + num_tokens == num_prompt_tokens))])
         num_past += num_tokens
     return steps
 
@@ -197,7 +197,7 @@ def _time(engine: StepEngine, steps: Sequence[StepShape], num_blocks: int) -> li
                 [TOKEN_ID] * shape.num_tokens,
                 shape.num_past_tokens,
                 [BlockId(block_id) for block_id in range(index * num_each, (index + 1) * num_each)],
-                shape.is_sampled,
+                shape.num_logits,
             )
             for index, shape in enumerate(step)
         ]

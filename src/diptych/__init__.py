@@ -8,12 +8,13 @@ with diptych.serve(diptych.ServeConfig(prefill=1, decode=1, port=0)) as server:
 
 from typing import TYPE_CHECKING
 
+from diptych.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from diptych.core.config import ServeConfig
     from diptych.core.errors import ConfigError, DiptychError, LaunchError, ModelError
     from diptych.launch.server import Server, serve
 
-__version__ = "0.1.0.dev0"
 __all__ = ["ConfigError", "DiptychError", "LaunchError", "ModelError", "ServeConfig", "Server", "serve"]
 
 _HOMES = {"ServeConfig": "diptych.core.config", "Server": "diptych.launch.server", "serve": "diptych.launch.server"}

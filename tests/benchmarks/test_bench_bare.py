@@ -18,7 +18,7 @@ def test_prefill_steps_read_the_prompt_once_and_sample_its_end(num_tokens: int, 
     rows = [row for step in prefill_shapes(num_tokens, chunk_tokens) for row in step]
     assert [row.num_past_tokens for row in rows] == [sum(row.num_tokens for row in rows[:i]) for i in range(len(rows))]
     assert sum(row.num_tokens for row in rows) == num_tokens
-    assert [row.is_sampled for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert [row.num_logits for row in rows] == [0] * (len(rows) - 1) + [1]
     assert num_tokens == 1 or all(row.num_tokens > 1 for row in rows)
 
 

@@ -6,7 +6,7 @@ import pytest
 from tests.live_server import LiveServer, Serving, eventually
 from tests.modeled_answers import expected_text, make_prompt
 
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 AT_ONCE_S = 10.0
 """A running step (1 s here), a heartbeat (0.5 s), and patience with a busy machine; whole requests take far longer."""

@@ -5,7 +5,7 @@ from tests.modeled_answers import VOCAB_SIZE, expected_text, make_prompt
 
 from diptych.core.events import Lifecycle
 from diptych.engine.modeled_engine import BLOCK_SIZE_TOKENS, expected_tokens
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 
 def test_a_prompt_is_handed_over_and_answered_right(shared_modeled_server: LiveServer, tokenizer: Tokenizer) -> None:

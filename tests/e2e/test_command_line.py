@@ -12,7 +12,7 @@ from tests.live_process import Command, StartCommand
 from tests.live_server import eventually
 from tests.modeled_answers import expected_text, make_prompt
 
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 SERVE = ("serve", "--port", "0", "--engine", "modeled", "--kv-bytes", "2MB")
 SLOWLY = ("--modeled-time-scale", "1")

@@ -8,7 +8,7 @@ from tests.live_server import Serving
 from tests.modeled_answers import expected_text, make_prompt
 
 import diptych
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 CONFIG = diptych.ServeConfig(port=0, engine="modeled", modeled_time_scale=0, kv_bytes=2_000_000)
 

@@ -10,12 +10,18 @@ import pytest
 from tests.live_process import StartCommand
 from tests.live_server import PATIENCE_S, LiveServer
 
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.chat_template import ChatTemplate
+from diptych.frontend.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 
 QUESTION = "Name the four seasons, each with one thing that people do in it."
 NUM_TOKENS = 24
+
+
+def token_ids_of(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> list[int]:
+    """Return the prompt that a conversation becomes."""
+    return tokenizer.encode(ChatTemplate(tokenizer.openvino).render(messages), add_special_tokens=False)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +108,7 @@ def test_the_second_turn_of_a_conversation_finds_the_first(smol_server: LiveServ
         response = smol_server.http.post("/v1/chat/completions", json=body | {"messages": messages})
         assert response.status_code == 200, response.text
         usage = response.json()["usage"]
-        assert usage["prompt_tokens"] == len(tokenizer.encode_chat(messages))
+        assert usage["prompt_tokens"] == len(token_ids_of(tokenizer, messages))
         cached: int = usage["prompt_tokens_details"]["cached_tokens"]
         return response.json()["choices"][0]["message"]["content"], cached
 
@@ -110,7 +116,7 @@ def test_the_second_turn_of_a_conversation_finds_the_first(smol_server: LiveServ
     second = [*first, {"role": "assistant", "content": text}, {"role": "user", "content": "And the pendulum?"}]
     block_size = 32
     # The first turn has left blocks of its prompt and of its answer but the last token, which is never computed.
-    first_ids, second_ids = tokenizer.encode_chat(first), tokenizer.encode_chat(second)
+    first_ids, second_ids = token_ids_of(tokenizer, first), token_ids_of(tokenizer, second)
     assert second_ids[: len(first_ids)] == first_ids
     num_computed = len(first_ids) + 39
     _, num_cached_tokens = ask(second)

@@ -32,7 +32,7 @@ def answer(
     num_past, tokens, answer = 0, list(prompt), list[int]()
     while len(answer) < num_tokens:
         size = min(chunks.pop(0) if chunks else len(tokens), len(tokens))
-        logits = engine.step([Row(tokens[:size], num_past, table, True)])
+        logits = engine.step([Row(tokens[:size], num_past, table, 1)])
         num_past, tokens = num_past + size, tokens[size:]
         if not tokens:
             answer.append(int(logits[0].argmax()))
@@ -69,13 +69,13 @@ def test_mistakes_with_blocks_change_the_answer(mistake: str) -> None:
     engine, memory = bound_engine()
     prompt, table = list(range(64)), [BlockId(3), BlockId(5), BlockId(1)]
     if mistake != "skipped chunk":
-        engine.step([Row(prompt[:60], 0, table, False)])
+        engine.step([Row(prompt[:60], 0, table, 0)])
     if mistake == "overwritten block":
-        engine.step([Row([9] * 32, 0, [table[1]], False)])
+        engine.step([Row([9] * 32, 0, [table[1]], 0)])
     if mistake == "wrong block":
         table[1] = BlockId(4)
 
-    logits = engine.step([Row(prompt[60:], 60, table, True)])
+    logits = engine.step([Row(prompt[60:], 60, table, 1)])
 
     assert int(logits[0].argmax()) != expected_tokens(prompt, 1, VOCAB_SIZE)[0]
     assert len(memory) == NUM_BLOCKS * engine.layout.block_bytes
@@ -84,7 +84,7 @@ def test_mistakes_with_blocks_change_the_answer(mistake: str) -> None:
 def test_a_step_writes_its_own_slots_and_nothing_else() -> None:
     engine, memory = bound_engine()
     memory[:] = b"\xaa" * len(memory)
-    engine.step([Row([1, 2, 3], 0, [BlockId(7)], True), Row([4], 0, [BlockId(2)], False)])
+    engine.step([Row([1, 2, 3], 0, [BlockId(7)], 1), Row([4], 0, [BlockId(2)], 0)])
 
     num_bytes = engine.layout.block_bytes
     changed = {at for at in range(len(memory)) if memory[at] != 0xAA}
@@ -104,17 +104,17 @@ def test_only_sampled_rows_have_logits_in_their_order() -> None:
     assert logits.dtype == np.float32
     wanted = [expected_tokens(prompts[number], 1, VOCAB_SIZE)[0] for number in (0, 2)]
     assert logits.argmax(axis=1).tolist() == wanted
-    assert engine.step([Row([1], 0, [BlockId(0)], False)]).shape == (0, VOCAB_SIZE)
+    assert engine.step([Row([1], 0, [BlockId(0)], 0)]).shape == (0, VOCAB_SIZE)
 
 
 def test_a_step_takes_the_time_that_the_cost_model_says() -> None:
     clock = VirtualClock()
     engine, _ = bound_engine(CostModel(step_base_s=1.0, token_s=0.1, attention_s=0.01), clock)
-    engine.step([Row([1] * 10, 0, [BlockId(0)], False)])
+    engine.step([Row([1] * 10, 0, [BlockId(0)], 0)])
     assert clock.now_s() == pytest.approx(1.0 + 10 * 0.1 + 55 * 0.01)
 
     begin_s = clock.now_s()
-    engine.step([Row([1], 10, [BlockId(0)], True)] * 2)
+    engine.step([Row([1], 10, [BlockId(0)], 1)] * 2)
     assert clock.now_s() - begin_s == pytest.approx(1.0 + 2 * 0.1 + 2 * 11 * 0.01)
 
 

@@ -16,7 +16,7 @@ from diptych.core.errors import EngineError
 from diptych.core.ids import BlockId
 from diptych.engine.base import Logits, Row, WarmUp
 from diptych.engine.openvino_engine import OpenVinoEngine, choose_kv_dtype
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 NUM_BLOCKS = 30
@@ -59,7 +59,7 @@ class BoundEngine:
             if len(prompt) - begin - size == 1:
                 size += 1
             is_last = begin + size >= len(prompt)
-            logits = self.step(Row(prompt[begin : begin + size], begin, table, is_last))
+            logits = self.step(Row(prompt[begin : begin + size], begin, table, int(is_last)))
             begin += size
             if is_last:
                 return logits
@@ -106,7 +106,7 @@ def test_a_block_is_one_run_of_bytes(f32: BoundEngine) -> None:
 
 def test_kv_lands_in_the_blocks_of_the_table_and_nowhere_else(f32: BoundEngine, prompt: list[int]) -> None:
     f32.forget()
-    f32.step(Row(prompt[:64], 0, table(7, 2, 9), True), Row(prompt[:5], 0, table(20), False))
+    f32.step(Row(prompt[:64], 0, table(7, 2, 9), 1), Row(prompt[:5], 0, table(20), 0))
 
     assert f32.changed_spans() == {7, 2, 20}
     # Every piece (keys and values of every layer) of a full block is written to its last byte.
@@ -123,7 +123,7 @@ def test_it_does_not_matter_which_blocks_hold_the_kv(f32: BoundEngine, prompt: l
         f32.forget()
         logits = [f32.read(prompt, [50], blocks)]
         for step in range(4):
-            logits.append(f32.step(Row([int(logits[-1].argmax())], len(prompt) + step, blocks, True)))
+            logits.append(f32.step(Row([int(logits[-1].argmax())], len(prompt) + step, blocks, 1)))
         kv = [f32.bytes[n * f32.layout.block_bytes : (n + 1) * f32.layout.block_bytes].copy() for n in blocks]
         answers.append((np.concatenate(logits), np.concatenate(kv)))
 
@@ -134,40 +134,40 @@ def test_it_does_not_matter_which_blocks_hold_the_kv(f32: BoundEngine, prompt: l
 def test_logits_of_one_row_are_those_that_it_has_among_all(f32: BoundEngine, prompt: list[int]) -> None:
     parts = [prompt[:40], prompt[40:75], prompt[75:140]]
     tables = [table(0, 1), table(2, 3), table(4, 5, 6)]
-    every = f32.step(*[Row(part, 0, blocks, True) for part, blocks in zip(parts, tables, strict=True)])
+    every = f32.step(*[Row(part, 0, blocks, 1) for part, blocks in zip(parts, tables, strict=True)])
     assert every.shape == (3, f32.engine.vocab_size)
     for sampled in ([0], [1], [2], [0, 2]):
         rows = [Row(part, 0, tables[number], number in sampled) for number, part in enumerate(parts)]
         assert_same(f32.step(*rows), every[sampled])
-    assert f32.step(Row(parts[0], 0, tables[0], False)).shape == (0, f32.engine.vocab_size)
+    assert f32.step(Row(parts[0], 0, tables[0], 0)).shape == (0, f32.engine.vocab_size)
 
 
 @pytest.mark.parametrize("sizes", [[2], [16], [31, 33], [100], [256]], ids=str)
 def test_logits_do_not_depend_on_how_the_prompt_is_cut(f32: BoundEngine, prompt: list[int], sizes: list[int]) -> None:
-    whole = f32.step(Row(prompt, 0, table(0, 1, 2, 3, 4), True))
+    whole = f32.step(Row(prompt, 0, table(0, 1, 2, 3, 4), 1))
 
     assert_same(f32.read(prompt, sizes, table(5, 6, 7, 8, 9)), whole)
 
 
 def test_logits_do_not_depend_on_who_else_is_in_the_step(f32: BoundEngine, prompt: list[int]) -> None:
     f32.read(prompt, [256], table(0, 1, 2, 3, 4))
-    alone = f32.step(Row([77], len(prompt), table(0, 1, 2, 3, 4), True))
+    alone = f32.step(Row([77], len(prompt), table(0, 1, 2, 3, 4), 1))
 
-    others = [Row(prompt[:20], 0, table(10), True), Row(prompt[20:60], 0, table(11, 12), False)]
-    together = f32.step(others[0], Row([77], len(prompt), table(0, 1, 2, 3, 4), True), others[1])
+    others = [Row(prompt[:20], 0, table(10), 1), Row(prompt[20:60], 0, table(11, 12), 0)]
+    together = f32.step(others[0], Row([77], len(prompt), table(0, 1, 2, 3, 4), 1), others[1])
     assert_same(together[1:2], alone)
 
     for number in (15, 16, 17):
         f32.read(prompt[:20], [256], table(number))
-    decoding = [Row([5], 20, table(number), True) for number in (15, 16, 17)]
-    batched = f32.step(*decoding, Row([77], len(prompt), table(0, 1, 2, 3, 4), True))
+    decoding = [Row([5], 20, table(number), 1) for number in (15, 16, 17)]
+    batched = f32.step(*decoding, Row([77], len(prompt), table(0, 1, 2, 3, 4), 1))
     assert_same(batched[3:], alone)
 
 
 def test_a_prefix_in_other_requests_blocks_is_as_good_as_an_own_one(f32: BoundEngine, prompt: list[int]) -> None:
     whole = f32.read(prompt, [256], table(0, 1, 2, 3, 4))
 
-    assert_same(f32.step(Row(prompt[64:], 64, table(0, 1, 20, 21, 22), True)), whole)
+    assert_same(f32.step(Row(prompt[64:], 64, table(0, 1, 20, 21, 22), 1)), whole)
 
 
 def test_warm_up_writes_into_its_own_blocks_and_measures(f32: BoundEngine) -> None:

@@ -10,7 +10,7 @@ from tests.live_process import Command, StartCommand
 from tests.live_server import eventually
 from tests.modeled_answers import expected_text, make_prompt
 
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 SERVE = ("serve", "--engine", "modeled", "--kv-bytes", "2MB", "--modeled-time-scale", "1")
 NUM_PROCESSES = 4

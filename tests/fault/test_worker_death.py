@@ -11,7 +11,7 @@ from tests.live_server import PATIENCE_S, LiveServer, Serving, StartServer, even
 from tests.modeled_answers import expected_text, make_prompt
 
 from diptych.core.events import Lifecycle
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 LONG_ANSWER_TOKENS = 2000
 """38 s and more of decode."""

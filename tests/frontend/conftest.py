@@ -17,12 +17,12 @@ from diptych.core.errors import RequestError
 from diptych.core.events import FinishReason, Lifecycle, RequestRecord
 from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import HealthState, PeerAddress, Role, WorkerState, WorkerStatus
-from diptych.core.request import Request
-from diptych.core.service import AnswerPart, ClusterStatus, EndOut, TokensOut, WorkerInfo
+from diptych.core.request import Request, TokenLogprobs
+from diptych.core.service import AnswerPart, ClusterStatus, EndOut, RunningAnswer, StartOut, TokensOut, WorkerInfo
 from diptych.frontend.app import create_app
 from diptych.frontend.server import FrontendServer
 from diptych.frontend.settings import FrontendSettings
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 MODEL = "smol"
 PATIENCE_S = 20.0
@@ -37,6 +37,33 @@ class Left:
 
     request_id: RequestId
     was_complete: bool
+    stopped: frozenset[int] = frozenset()
+
+
+class FakeAnswer:
+    """An answer that a script makes. A choice that is stopped ends at once, and its further parts are dropped."""
+
+    def __init__(self, parts: AsyncIterator[AnswerPart], stopped: set[int]) -> None:
+        self._parts = parts
+        self._stopped = stopped
+        self._ends: list[EndOut] = []
+
+    async def __aiter__(self) -> AsyncGenerator[AnswerPart, None]:
+        is_first = True
+        async for part in self._parts:
+            if is_first and not isinstance(part, StartOut):
+                yield StartOut(0)
+            is_first = False
+            while self._ends:
+                yield self._ends.pop()
+            if isinstance(part, StartOut) or part.choice not in self._stopped:
+                yield part
+        while self._ends:
+            yield self._ends.pop()
+
+    def stop_choice(self, choice: int) -> None:
+        self._stopped.add(choice)
+        self._ends.append(EndOut(FinishReason.STOP, choice))
 
 
 @dataclass
@@ -51,12 +78,13 @@ class FakeService:
     left: "queue.Queue[Left]" = field(default_factory=queue.Queue)
 
     @asynccontextmanager
-    async def serve(self, request: Request) -> AsyncIterator[AsyncIterator[AnswerPart]]:
+    async def serve(self, request: Request) -> AsyncIterator[RunningAnswer]:
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)
         self.entered.put(request)
         was_complete = False
+        stopped: set[int] = set()
 
         async def parts() -> AsyncGenerator[AnswerPart, None]:
             nonlocal was_complete
@@ -67,9 +95,9 @@ class FakeService:
 
         try:
             async with aclosing(parts()) as answer:
-                yield answer
+                yield FakeAnswer(answer, stopped)
         finally:
-            self.left.put(Left(request.request_id, was_complete))
+            self.left.put(Left(request.request_id, was_complete, frozenset(stopped)))
 
     def status(self) -> ClusterStatus:
         worker = WorkerInfo(
@@ -125,12 +153,25 @@ def say(
     async def script(request: Request) -> AsyncGenerator[AnswerPart, None]:
         max_tokens = request.sampling.max_tokens
         said = token_ids[:max_tokens]
+        choices = range(request.num_choices)
+        yield StartOut(num_cached_tokens, told(request.prompt_token_ids[1:], request.sampling.num_prompt_logprobs))
         for start in range(0, len(said), num_tokens_together):
-            yield TokensOut(said[start : start + num_tokens_together])
-            await asyncio.sleep(0)
-        yield EndOut(reason if len(token_ids) < max_tokens else FinishReason.LENGTH, num_cached_tokens)
+            part = said[start : start + num_tokens_together]
+            for choice in choices:
+                yield TokensOut(part, choice, told(part, request.sampling.num_logprobs))
+                await asyncio.sleep(0)
+        for choice in choices:
+            yield EndOut(reason if len(token_ids) < max_tokens else FinishReason.LENGTH, choice)
 
     return script
+
+
+def told(token_ids: list[int], num_top: int | None) -> list[TokenLogprobs] | None:
+    """Make log-probabilities up: -1 for each token that came, -2, -3 and so on for tokens 100, 101 and so on."""
+    if num_top is None:
+        return None
+    top = [(100 + rank, -2.0 - rank) for rank in range(num_top)]
+    return [TokenLogprobs(-1.0, 1, top) for _ in token_ids]
 
 
 def say_and_wait(token_ids: list[int]) -> Script:

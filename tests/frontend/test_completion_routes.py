@@ -54,6 +54,7 @@ def test_a_chat_answer_has_openais_shape(frontend: "Frontend", http: httpx.Clien
             "message": {"role": "assistant", "content": "Hello there!", "refusal": None},
             "logprobs": None,
             "finish_reason": "stop",
+            "stop_reason": None,
         }
     ]
     num_prompt_tokens = len(request.prompt_token_ids)
@@ -71,7 +72,8 @@ def test_a_completion_has_openais_shape(frontend: "Frontend", http: httpx.Client
     body = http.post("/v1/completions", json=COMPLETION).json()
     assert body["id"].startswith("cmpl-")
     assert body["object"] == "text_completion"
-    assert body["choices"] == [{"index": 0, "text": " there was a token.", "logprobs": None, "finish_reason": "stop"}]
+    end = {"logprobs": None, "finish_reason": "stop", "stop_reason": None}
+    assert body["choices"] == [{"index": 0, "text": " there was a token."} | end]
 
 
 def test_a_chat_stream_names_the_role_first_and_ends_with_done(frontend: "Frontend", http: httpx.Client) -> None:
@@ -112,7 +114,8 @@ def test_max_tokens_ends_with_length(frontend: "Frontend", http: httpx.Client) -
 def test_a_stop_string_is_cut_and_the_request_aborted(
     frontend: "Frontend", http: httpx.Client, num_tokens_together: int, stream: bool
 ) -> None:
-    token_ids = frontend.say("The answer is 42. Question: and so on", num_tokens_together=num_tokens_together)
+    said = "The answer is 42. Question: and so on"
+    token_ids = frontend.say(said, num_tokens_together=num_tokens_together, num_cached_tokens=32)
     stop = [" Quest", "never"]
     num_tokens = next(
         n for n in range(len(token_ids)) if " Quest" in frontend.tokenizer.decode(token_ids[: n + 1])
@@ -122,16 +125,16 @@ def test_a_stop_string_is_cut_and_the_request_aborted(
     if stream:
         *chunks, usage, _ = events_of(response)
         text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
-        finish_reason = chunks[-1]["choices"][0]["finish_reason"]
+        end = chunks[-1]["choices"][0]
     else:
         usage = response.json()
         text = usage["choices"][0]["text"]
-        finish_reason = usage["choices"][0]["finish_reason"]
+        end = usage["choices"][0]
     assert text == "The answer is 42."
-    assert finish_reason == "stop"
+    assert (end["finish_reason"], end["stop_reason"]) == ("stop", " Quest")
     assert usage["usage"]["completion_tokens"] == num_tokens + 1
-    assert usage["usage"]["prompt_tokens_details"] is None
-    assert not frontend.next_left().was_complete
+    assert usage["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}
+    assert frontend.next_left().stopped == {0}
 
 
 def test_what_could_have_become_a_stop_string_is_shown_at_the_end(frontend: "Frontend", http: httpx.Client) -> None:
@@ -292,4 +295,4 @@ def test_the_schema_tells_what_can_be_sent(http: httpx.Client) -> None:
     chat = schema["components"]["schemas"]["ChatCompletionRequest"]
     assert {"messages", "model", "max_completion_tokens", "stop", "min_p"} <= chat["properties"].keys()
     assert chat["additionalProperties"] is False
-    assert "tools" not in chat["properties"]
+    assert "functions" not in chat["properties"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.parity.reference import BareEngine, bound_engine
 
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 PROMPTS = (
     "The lighthouse keeper",

@@ -44,19 +44,19 @@ class BareEngine:
             likeliest = iter(self.engine.step(rows).argmax(axis=1).tolist())
             for index, row in zip(batch, rows, strict=True):
                 computed[index] += len(row.token_ids)
-                if row.is_sampled:
+                if row.num_logits:
                     sequences[index].append(next(likeliest))
         return [tokens[len(prompt) :] for tokens, prompt in zip(sequences, prompts, strict=True)]
 
     def _row(self, tokens: list[int], num_computed: int, chunk_tokens: int, table: list[BlockId]) -> Row:
         num_new = plan_chunks([len(tokens) - num_computed], chunk_tokens)[0]
-        is_last = num_computed + num_new == len(tokens)
-        return Row(tokens[num_computed : num_computed + num_new], num_computed, table, is_last)
+        num_logits = int(num_computed + num_new == len(tokens))
+        return Row(tokens[num_computed : num_computed + num_new], num_computed, table, num_logits)
 
     def two_likeliest(self, tokens: Sequence[int]) -> tuple[list[int], float]:
         """Return the two likeliest tokens after `tokens`, and by how much their logits differ."""
         (table,) = self.block_tables([len(tokens)])
-        logits = self.engine.step([Row(list(tokens), 0, table, True)])[0]
+        logits = self.engine.step([Row(list(tokens), 0, table, 1)])[0]
         second, first = np.argsort(logits)[-2:].tolist()
         return [first, second], float(logits[first] - logits[second])
 

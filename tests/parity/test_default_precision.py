@@ -11,7 +11,7 @@ import pytest
 from tests.live_server import Serving
 from tests.parity.reference import BareEngine, bound_engine
 
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 NUM_TOKENS = 48
 

@@ -54,7 +54,7 @@ class OtherWorker:
 def test_a_single_bit_changes_the_checksum(bare_engine: BareEngine, prompts: list[list[int]]) -> None:
     prompt = prompts[3]
     table, unused = bare_engine.block_tables([len(prompt), 1])
-    bare_engine.engine.step([Row(prompt, 0, table, True)])
+    bare_engine.engine.step([Row(prompt, 0, table, 1)])
     other = OtherWorker(bare_engine)
 
     def checksum(begin: int = 0) -> int:
@@ -83,10 +83,10 @@ def test_decode_reads_what_prefill_wrote(bare_engine: BareEngine, prompts: list[
     other = OtherWorker(bare_engine)
 
     def next_logits() -> list[float]:
-        logits: list[float] = bare_engine.engine.step([Row([7], len(prompt), table, True)])[0].tolist()
+        logits: list[float] = bare_engine.engine.step([Row([7], len(prompt), table, 1)])[0].tolist()
         return logits
 
-    bare_engine.engine.step([Row(prompt, 0, table, True)])
+    bare_engine.engine.step([Row(prompt, 0, table, 1)])
     undamaged = next_logits()
     assert next_logits() == undamaged
     begin, num_bytes = other.layout.block_spans(table[1], other.num_blocks)[0]

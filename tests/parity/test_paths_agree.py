@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.live_server import LiveServer, Serving
 from tests.parity.reference import BareEngine
 
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 NUM_TOKENS = 100
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from llguidance import LLMatcher
 from tests.worker.role_cluster import Heard, RoleCluster, start_roles
 
 from diptych.core.ids import BlockId
@@ -46,6 +47,18 @@ REQUESTS = st.fixed_dictionaries(
         "timeout_s": st.sampled_from([1e4] * 9 + [1.0]),
         "temperature": st.sampled_from([0.0, 0.0, 1.0]),
         "ignore_eos": st.booleans(),
+        "num_choices": st.sampled_from([1, 1, 1, 2, 3]),
+        "cache_salt": st.sampled_from(["", "", "", "other"]),
+        "extra": st.sampled_from(
+            [
+                {},
+                {},
+                {"presence_penalty": 1.0, "frequency_penalty": 2.5, "repetition_penalty": 1.3},
+                {"min_tokens": 4, "logit_bias": {300: 20.0, 301: 20.0, 270: 21.0}, "stop_token_ids": [301]},
+                {"grammar": LLMatcher.grammar_from_regex("[a-c]( [d-k]{2}){3,20}")},
+                {"num_logprobs": 2},
+            ]
+        ),
     }
 )
 MAX_REQUESTS = 12
@@ -70,18 +83,23 @@ class RoleLife(RuleBasedStateMachine):
     def submit(self, requests: list[dict[str, Any]], pick: int) -> None:
         for number, request in enumerate(requests, start=pick):
             to = self.writers[number % len(self.writers)]
+            choices = min(request["num_choices"], self.cluster.settings.max_num_seqs)
+            sampling = request | request["extra"] | {"num_choices": choices}
+            del sampling["extra"]
             is_local = to.startswith("mixed") or not self.readers or number % 5 == 0
             reader = None if is_local else self.readers[number % len(self.readers)]
-            heard = self.cluster.submit(**request, to=to, prefill=reader, seed=number)
+            heard = self.cluster.submit(**sampling, to=to, prefill=reader, seed=number)
             self.homes[heard.request.request_id] = to
 
     @precondition(lambda self: self.cluster.heard)
     @rule(pick=PICKS)
     def abort(self, pick: int) -> None:
         heards: list[Heard] = list(self.cluster.heard.values())
+        heard = heards[pick % len(heards)]
         if pick % 3 == 0:
-            heard = heards[pick % len(heards)]
             self.cluster.abort(heard, self.homes[heard.request.request_id])
+        elif pick % 3 == 1 and heard.choices[choice := pick % len(heard.choices)].tokens:
+            self.cluster.abort(heard, self.homes[heard.request.request_id], choice)
 
     @precondition(lambda self: self.cluster.letters.waiting())
     @rule(picks=st.lists(PICKS, min_size=1, max_size=4))

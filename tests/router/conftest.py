@@ -11,6 +11,7 @@ from diptych.core.errors import PeerUnreachableError
 from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.ids import BlockHash, RequestId, WorkerId
 from diptych.core.messages import (
+    PROTOCOL_VERSION,
     Aborted,
     CacheChange,
     Failed,
@@ -20,6 +21,7 @@ from diptych.core.messages import (
     Message,
     PeerAddress,
     Role,
+    Started,
     Submit,
     TokenEvent,
     Tokens,
@@ -41,10 +43,16 @@ class PlainHasher:
 
     block_size = BLOCK_SIZE
 
+    def __init__(self, cache_salt: str = "") -> None:
+        self._cache_salt = cache_salt
+
+    def salted(self, cache_salt: str) -> "PlainHasher":
+        return PlainHasher(cache_salt)
+
     def hash_blocks(self, token_ids: object) -> list[BlockHash]:
         assert isinstance(token_ids, list)
         ends = range(BLOCK_SIZE, len(token_ids) + 1, BLOCK_SIZE)
-        return [BlockHash(repr(token_ids[:end]).encode()) for end in ends]
+        return [BlockHash((self._cache_salt + repr(token_ids[:end])).encode()) for end in ends]
 
 
 class ListOutbox:
@@ -90,12 +98,18 @@ class Cluster:
         )
 
     def request(
-        self, name: str = "r0", num_prompt_tokens: int = 10, max_tokens: int = 8, within_s: float = 30.0
+        self,
+        name: str = "r0",
+        num_prompt_tokens: int = 10,
+        max_tokens: int = 8,
+        within_s: float = 30.0,
+        num_choices: int = 1,
     ) -> Request:
         return Request(
             request_id=RequestId(name),
             prompt_token_ids=list(range(num_prompt_tokens)),
             sampling=SamplingParams(max_tokens=max_tokens),
+            num_choices=num_choices,
             deadline_s=self.clock.now_s() + within_s,
             arrived_s=self.clock.now_s(),
         )
@@ -106,7 +120,7 @@ class Cluster:
         incarnation: int = 1,
         state: WorkerState = WorkerState.READY,
         role: Role | None = None,
-        protocol_version: int = 1,
+        protocol_version: int = PROTOCOL_VERSION,
         **counts: float,
     ) -> None:
         """Speak for a worker; its role is its name's unless given."""
@@ -122,15 +136,26 @@ class Cluster:
     def exited(self, worker: str, incarnation: int = 1) -> None:
         self.router.on_message(WorkerExited(worker_id=WorkerId(worker), incarnation=incarnation, exit_status=-9))
 
-    def tokens(self, worker: str, *events: tuple[str, int], attempt: int = 0, incarnation: int = 1) -> None:
-        """Send tokens, (request, index) each; token ids are 100 + index."""
-        tokens = [TokenEvent(RequestId(name), attempt, index, 100 + index) for name, index in events]
-        self.router.on_message(Tokens(worker_id=WorkerId(worker), incarnation=incarnation, tokens=tokens))
+    def tokens(
+        self, worker: str, *events: tuple[str, int], attempt: int = 0, incarnation: int = 1, choice: int = 0
+    ) -> None:
+        """Send tokens, (request, index) each; token ids are 100 + index. With a first token, 4 tokens were cached."""
+        tokens = [TokenEvent(RequestId(name), attempt, index, 100 + index, choice) for name, index in events]
+        started = [
+            Started(request_id=RequestId(name), attempt=attempt, num_cached_tokens=4, prompt_logprobs=None)
+            for name, index in events
+            if index == 0
+        ]
+        message = Tokens(worker_id=WorkerId(worker), incarnation=incarnation, tokens=tokens, started=started)
+        self.router.on_message(message)
 
-    def finished(self, worker: str, name: str, num_tokens: int, attempt: int = 0, incarnation: int = 1) -> None:
+    def finished(  # noqa: PLR0913
+        self, worker: str, name: str, num_tokens: int, attempt: int = 0, *, incarnation: int = 1, choice: int = 0
+    ) -> None:
         finished = Finished(
             request_id=RequestId(name),
             attempt=attempt,
+            choice=choice,
             reason=FinishReason.STOP,
             num_output_tokens=num_tokens,
             num_cached_tokens=4,
@@ -143,8 +168,9 @@ class Cluster:
         failed = Failed(request_id=RequestId(name), attempt=attempt, kind=kind, message=text, timeline={})
         self.router.on_message(Tokens(worker_id=WorkerId(worker), incarnation=1, failed=[failed]))
 
-    def aborted(self, worker: str, name: str, num_tokens: int = 0) -> None:
-        aborted = Aborted(request_id=RequestId(name), num_output_tokens=num_tokens, timeline={Lifecycle.RESERVED: 1.0})
+    def aborted(self, worker: str, name: str, num_tokens: int = 0, choice: int | None = None) -> None:
+        timeline = {Lifecycle.RESERVED: 1.0}
+        aborted = Aborted(request_id=RequestId(name), choice=choice, num_output_tokens=num_tokens, timeline=timeline)
         self.router.on_message(Tokens(worker_id=WorkerId(worker), incarnation=1, aborted=[aborted]))
 
     def caches(self, worker: str, num_blocks: int) -> None:

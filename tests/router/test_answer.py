@@ -8,10 +8,20 @@ from hypothesis import strategies as st
 
 from diptych.core.errors import UnavailableError
 from diptych.core.events import FinishReason
-from diptych.core.service import AnswerPart, EndOut, TokensOut
+from diptych.core.ids import RequestId
+from diptych.core.messages import TokenEvent
+from diptych.core.service import AnswerPart, EndOut, StartOut, TokensOut
 from diptych.router.answer import Answer
 
-END = EndOut(FinishReason.STOP, 0)
+END = EndOut(FinishReason.STOP)
+
+
+def token(index: int, token_id: int, choice: int = 0) -> TokenEvent:
+    return TokenEvent(RequestId("r"), 0, index, token_id, choice)
+
+
+def end(answer: Answer, num_tokens: int, choice: int = 0) -> None:
+    answer.put_end(choice, FinishReason.STOP, num_tokens)
 
 
 async def read_all(answer: Answer) -> tuple[list[int], list[AnswerPart]]:
@@ -22,7 +32,7 @@ async def read_all(answer: Answer) -> tuple[list[int], list[AnswerPart]]:
             assert part.token_ids
             assert not ends
             tokens += part.token_ids
-        else:
+        elif isinstance(part, EndOut):
             ends.append(part)
     return tokens, ends
 
@@ -39,9 +49,9 @@ def test_any_order_with_echoes_gives_the_same_answer(num_tokens: int, data: st.D
         reader = asyncio.create_task(read_all(answer))
         for arrival in arrivals:
             if arrival == -1:
-                answer.put_end(END, num_tokens)
+                end(answer, num_tokens)
             else:
-                answer.put_token(arrival, 100 + arrival)
+                answer.put_token(token(arrival, 100 + arrival))
             await asyncio.sleep(0)
         assert await reader == ([100 + index for index in range(num_tokens)], [END])
 
@@ -50,28 +60,28 @@ def test_any_order_with_echoes_gives_the_same_answer(num_tokens: int, data: st.D
 
 def test_tells_echoes_and_impossible_tokens_apart() -> None:
     answer = Answer(max_tokens=3)
-    assert answer.put_token(1, 11)
-    assert not answer.put_token(1, 11)
-    assert not answer.put_token(3, 13)
-    assert not answer.put_token(-1, 9)
+    assert answer.put_token(token(1, 11))
+    assert not answer.put_token(token(1, 11))
+    assert not answer.put_token(token(3, 13))
+    assert not answer.put_token(token(-1, 9))
     assert answer.num_in_order == 0
-    assert answer.put_token(0, 10)
+    assert answer.put_token(token(0, 10))
     assert answer.num_in_order == 2
-    answer.put_end(END, 3)
-    assert answer.is_end_held
-    assert answer.put_token(2, 12)
+    end(answer, 3)
+    assert not answer.is_settled
+    assert answer.put_token(token(2, 12))
     assert answer.is_settled
-    assert not answer.is_end_held
 
 
 def test_an_error_comes_after_the_tokens_and_stays() -> None:
     async def scenario() -> None:
         answer = Answer(max_tokens=5)
-        answer.put_token(0, 10)
-        answer.put_token(2, 12)
+        answer.put_token(token(0, 10))
+        answer.put_token(token(2, 12))
         answer.fail(UnavailableError("gone"))
         answer.fail(UnavailableError("a second opinion"))
-        answer.put_end(END, 1)
+        end(answer, 1)
+        assert await anext(answer) == StartOut(0)
         assert await anext(answer) == TokensOut([10])
         for _ in range(2):
             with pytest.raises(UnavailableError, match="gone"):
@@ -82,9 +92,9 @@ def test_an_error_comes_after_the_tokens_and_stays() -> None:
 
 def test_a_restart_forgets_what_came_out_of_order() -> None:
     answer = Answer(max_tokens=5)
-    answer.put_token(1, 11)
+    answer.put_token(token(1, 11))
     answer.restart()
-    answer.put_token(0, 20)
+    answer.put_token(token(0, 20))
     assert answer.num_in_order == 1
     with pytest.raises(AssertionError):
         answer.restart()
@@ -94,11 +104,73 @@ def test_a_slow_reader_gets_all_there_is_in_one_part() -> None:
     async def scenario() -> None:
         answer = Answer(max_tokens=100)
         for index in range(100):
-            answer.put_token(index, index)
-        answer.put_end(END, 100)
+            answer.put_token(token(index, index))
+        end(answer, 100)
+        answer.put_start(4, None)
+        answer.put_start(0, None)
+        assert await anext(answer) == StartOut(4)
         assert await anext(answer) == TokensOut(list(range(100)))
         assert await anext(answer) == END
         with pytest.raises(StopAsyncIteration):
             await anext(answer)
 
     asyncio.run(scenario())
+
+
+@given(st.integers(1, 4), st.data())
+def test_choices_are_each_in_order_however_they_mix(num_choices: int, data: st.DataObject) -> None:
+    lengths = [data.draw(st.integers(1, 5)) for _ in range(num_choices)]
+    arrivals = data.draw(st.permutations([(c, i) for c in range(num_choices) for i in range(-1, lengths[c])]))
+
+    async def scenario() -> None:
+        answer = Answer(max_tokens=10, num_choices=num_choices)
+        answer.put_start(0, None)
+        got: list[list[int]] = [[] for _ in range(num_choices)]
+        ended: list[int] = []
+
+        async def read() -> None:
+            async for part in answer:
+                if isinstance(part, TokensOut):
+                    assert part.choice not in ended
+                    got[part.choice] += part.token_ids
+                elif isinstance(part, EndOut):
+                    ended.append(part.choice)
+
+        reader = asyncio.create_task(read())
+        for choice, index in arrivals:
+            if index < 0:
+                end(answer, lengths[choice], choice)
+            else:
+                answer.put_token(token(index, 10 * choice + index, choice))
+            await asyncio.sleep(0)
+        await reader
+        assert got == [[10 * choice + index for index in range(lengths[choice])] for choice in range(num_choices)]
+        assert sorted(ended) == list(range(num_choices))
+
+    asyncio.run(scenario())
+
+
+def test_a_stopped_choice_ends_where_its_reader_is() -> None:
+    async def scenario() -> None:
+        answer = Answer(max_tokens=10, num_choices=2)
+        answer.put_token(token(0, 5))
+        assert await anext(answer) == StartOut(0)
+        assert await anext(answer) == TokensOut([5])
+        answer.put_token(token(1, 6))
+        answer.stop(0)
+        assert not answer.put_token(token(2, 7))
+        assert await anext(answer) == END
+        assert not answer.is_settled
+        answer.put_token(token(0, 8, 1))
+        end(answer, 1, 1)
+        assert [part async for part in answer] == [TokensOut([8], 1), EndOut(FinishReason.STOP, 1)]
+
+    asyncio.run(scenario())
+
+
+def test_a_choice_that_nobody_asked_for_is_passed_over() -> None:
+    answer = Answer(max_tokens=10)
+    assert not answer.put_token(token(0, 5, choice=1))
+    assert not answer.put_token(token(0, 5, choice=-1))
+    end(answer, 1, choice=7)
+    assert not answer.is_settled

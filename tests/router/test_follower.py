@@ -14,12 +14,13 @@ from diptych.core.errors import (
 )
 from diptych.core.events import FinishReason
 from diptych.core.messages import Abort, FailureKind, PeerGone, WorkerState
-from diptych.core.service import EndOut, TokensOut
+from diptych.core.service import EndOut, StartOut, TokensOut
 
 if TYPE_CHECKING:
     from tests.router.conftest import Cluster
 
-END = EndOut(FinishReason.STOP, 4)
+START = StartOut(4)
+END = EndOut(FinishReason.STOP)
 
 
 def test_a_refused_request_goes_elsewhere_and_old_attempts_are_not_heard(cluster: "Cluster") -> None:
@@ -35,7 +36,7 @@ def test_a_refused_request_goes_elsewhere_and_old_attempts_are_not_heard(cluster
         cluster.finished("decode-1", "r0", 0, attempt=0)  # not its attempt
         cluster.tokens("prefill-0", ("r0", 0), attempt=1)
         cluster.finished("decode-1", "r0", 1, attempt=1)
-        assert await answer == [TokensOut([100]), END]
+        assert await answer == [START, TokensOut([100]), END]
 
     cluster.run(scenario())
     assert [record.decode_worker for record in cluster.router.recent_requests()] == ["decode-1"]
@@ -90,9 +91,10 @@ def test_failures_reach_the_client_after_its_tokens(
         async with cluster.router.serve(cluster.request()) as parts:
             cluster.tokens("prefill-0", ("r0", 0))
             cluster.failed("decode-0", "r0", kind, text="so it went")
-            assert await anext(parts) == TokensOut([100])
+            assert await anext(aiter(parts)) == START
+            assert await anext(aiter(parts)) == TokensOut([100])
             with pytest.raises(error, match="so it went"):
-                await anext(parts)
+                await anext(aiter(parts))
 
     cluster.run(scenario())
     assert [(record.outcome, record.num_output_tokens) for record in cluster.router.recent_requests()] == [
@@ -122,7 +124,8 @@ def test_leaving_early_aborts_and_counts_until_the_worker_confirms(cluster: "Clu
     async def scenario() -> None:
         async with cluster.router.serve(cluster.request()) as parts:
             cluster.tokens("prefill-0", ("r0", 0))
-            assert await anext(parts) == TokensOut([100])
+            assert await anext(aiter(parts)) == START
+            assert await anext(aiter(parts)) == TokensOut([100])
         assert cluster.sent(Abort) == ["decode-0"]
         assert cluster.num_assigned() == {"decode-0": 1}
         cluster.tokens("decode-0", ("r0", 1))
@@ -131,7 +134,7 @@ def test_leaving_early_aborts_and_counts_until_the_worker_confirms(cluster: "Clu
         cluster.aborted("decode-0", "r0", num_tokens=2)
         cluster.aborted("decode-0", "r0", num_tokens=2)
         with pytest.raises(UnavailableError):
-            await anext(parts)
+            await anext(aiter(parts))
 
     cluster.run(scenario())
     assert cluster.num_assigned() == {}
@@ -232,7 +235,7 @@ def test_a_dead_decode_workers_unanswered_requests_move(cluster: "Cluster", has_
         decode, incarnation = ("decode-0", 2) if has_successor else ("decode-1", 1)
         cluster.tokens(decode, ("r0", 0), attempt=1, incarnation=incarnation)
         cluster.finished(decode, "r0", 1, attempt=1, incarnation=incarnation)
-        assert await answer == [TokensOut([100]), END]
+        assert await answer == [START, TokensOut([100]), END]
 
     cluster.run(scenario())
     assert cluster.num_assigned() == {}
@@ -243,9 +246,10 @@ def test_a_dead_decode_workers_running_answers_fail(cluster: "Cluster") -> None:
         async with cluster.router.serve(cluster.request("r0")) as parts:
             cluster.tokens("prefill-0", ("r0", 0))
             cluster.exited("decode-0")
-            assert await anext(parts) == TokensOut([100])
+            assert await anext(aiter(parts)) == START
+            assert await anext(aiter(parts)) == TokensOut([100])
             with pytest.raises(UnavailableError, match="decode-0 died while answering"):
-                await anext(parts)
+                await anext(aiter(parts))
         async with cluster.router.serve(cluster.request("r1")):
             pass
         cluster.exited("decode-1")  # it will not confirm the abort
@@ -278,7 +282,7 @@ def test_a_dead_prefill_worker_costs_only_its_load(cluster: "Cluster") -> None:
         cluster.tokens("decode-0", ("r0", 0))
         cluster.tokens("prefill-0", ("r0", 0))  # what it sent before it died, late
         cluster.finished("decode-0", "r0", 1)
-        assert await answer == [TokensOut([100]), END]
+        assert await answer == [START, TokensOut([100]), END]
         following = await cluster.start(cluster.request("r1"))
         assert cluster.submits()[-1][2] is None
         following.cancel()
@@ -296,7 +300,7 @@ def test_a_draining_or_silent_worker_keeps_its_requests_but_gets_no_new_ones(clu
             await cluster.ask(cluster.request("r1"))
         cluster.tokens("decode-0", ("r0", 0))
         cluster.finished("decode-0", "r0", 1)
-        assert await answer == [TokensOut([100]), END]
+        assert await answer == [START, TokensOut([100]), END]
 
     cluster.run(scenario())
 

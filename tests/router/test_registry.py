@@ -4,7 +4,7 @@ import pytest
 
 from diptych.core.clock import VirtualClock
 from diptych.core.ids import RequestId, WorkerId
-from diptych.core.messages import Heartbeat, PeerAddress, Role, WorkerState, WorkerStatus
+from diptych.core.messages import PROTOCOL_VERSION, Heartbeat, PeerAddress, Role, WorkerState, WorkerStatus
 from diptych.router.registry import WorkerRegistry
 
 DECODE, PREFILL = WorkerId("decode-0"), WorkerId("prefill-0")
@@ -23,7 +23,12 @@ class Bench:
         self, worker_id: WorkerId, incarnation: int = 1, state: WorkerState = WorkerState.READY, **counts: int
     ) -> WorkerId | None:
         """Return the worker of whose former life the heartbeat tells the end."""
-        counts = {"num_running": 0, "num_free_blocks": 50, "queued_prefill_tokens": 0, "protocol_version": 1} | counts
+        counts = {
+            "num_running": 0,
+            "num_free_blocks": 50,
+            "queued_prefill_tokens": 0,
+            "protocol_version": PROTOCOL_VERSION,
+        } | counts
         status = WorkerStatus(
             state=state,
             pid=7,

@@ -15,13 +15,14 @@ from diptych.core.errors import (
 from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role, ToRouter, WorkerExited
-from diptych.core.service import EndOut, RequestService, TokensOut
+from diptych.core.service import EndOut, RequestService, StartOut, TokensOut
 from diptych.router.history import MAX_RECENT_REQUESTS
 
 if TYPE_CHECKING:
     from tests.router.conftest import Cluster
 
-END = EndOut(FinishReason.STOP, 4)
+START = StartOut(4)
+END = EndOut(FinishReason.STOP)
 
 
 def test_an_answer_from_two_workers_comes_in_order(cluster: "Cluster") -> None:
@@ -34,7 +35,7 @@ def test_an_answer_from_two_workers_comes_in_order(cluster: "Cluster") -> None:
         assert cluster.router.status().num_requests == 1
         assert cluster.num_assigned() == {}
         cluster.tokens("prefill-0", ("r0", 0))
-        assert await answer == [TokensOut([100, 101, 102]), END]
+        assert await answer == [START, TokensOut([100, 101, 102]), END]
         assert cluster.router.status().num_requests == 0
 
     cluster.run(scenario())
@@ -92,7 +93,7 @@ def test_mixed_workers_prefill_themselves(make_cluster: "Callable[..., Cluster]"
         assert cluster.submits() == [("mixed-0", 0, None)]
         cluster.tokens("mixed-0", ("r0", 0))
         cluster.finished("mixed-0", "r0", 1)
-        assert await answer == [TokensOut([100]), END]
+        assert await answer == [START, TokensOut([100]), END]
 
     cluster.run(scenario())
 
@@ -132,7 +133,7 @@ def test_an_id_in_use_is_refused(cluster: "Cluster") -> None:
         with pytest.raises(InvalidRequestError, match="r0"):
             await cluster.ask(cluster.request())
         cluster.finished("decode-0", "r0", 0)
-        assert await first == [END]
+        assert await first == [StartOut(0), END]
 
     cluster.run(scenario())
 

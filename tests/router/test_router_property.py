@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from diptych.core.errors import RequestError
 from diptych.core.events import FinishReason
 from diptych.core.ids import RequestId, WorkerId
-from diptych.core.messages import Abort, Aborted, Failed, FailureKind, Finished, Submit, TokenEvent, Tokens
-from diptych.core.service import TokensOut
+from diptych.core.messages import Abort, Aborted, Failed, FailureKind, Finished, Started, Submit, TokenEvent, Tokens
+from diptych.core.service import EndOut, TokensOut
 
 if TYPE_CHECKING:
     from tests.router.conftest import Cluster
@@ -44,23 +44,29 @@ class RandomLife:
 
     async def client(self, name: str, num_prompt_tokens: int) -> str:
         """Read an answer and return how it ended; every token must be the right one."""
-        tokens: list[int] = []
-        outcome = ""
+        num_choices = 1 + num_prompt_tokens % 3
+        tokens: list[list[int]] = [[] for _ in range(num_choices)]
+        ends: dict[int, str] = {}
         try:
-            async with self.cluster.router.serve(self.cluster.request(name, num_prompt_tokens)) as parts:
+            request = self.cluster.request(name, num_prompt_tokens, num_choices=num_choices)
+            async with self.cluster.router.serve(request) as answer:
                 self.accepted.add(name)
-                async for part in parts:
-                    assert outcome == "", "a part after the end"
+                async for part in answer:
                     if isinstance(part, TokensOut):
-                        tokens += part.token_ids
-                    else:
-                        outcome = part.reason.value
-                        assert len(tokens) == part.num_cached_tokens, "an end before its tokens"
+                        assert part.choice not in ends, "a part after the end"
+                        tokens[part.choice] += part.token_ids
+                        if num_prompt_tokens % 4 == 1 and part.choice == 1:  # its client has a stop string
+                            answer.stop_choice(1)
+                    elif isinstance(part, EndOut):
+                        assert part.choice not in ends, "an end after the end"
+                        ends[part.choice] = part.reason.value
         except RequestError:
-            outcome = "failed"
+            return "failed"
         finally:
-            assert tokens == [token_of(name, index) for index in range(len(tokens))]
-        return outcome
+            for choice, got in enumerate(tokens):
+                assert got == [token_of(name, index) + choice for index in range(len(got))]
+        assert len(ends) == num_choices
+        return "length" if "length" in ends.values() else "stop"
 
     async def act(self, action: str, pick: int) -> None:
         worker = WORKERS[pick % len(WORKERS)]
@@ -96,7 +102,9 @@ class RandomLife:
             if isinstance(message, Submit):
                 self.letters += self.replies(worker, message, pick)
             elif isinstance(message, Abort):
-                aborted = Aborted(request_id=message.request_id, num_output_tokens=0, timeline={})
+                aborted = Aborted(
+                    request_id=message.request_id, choice=message.choice, num_output_tokens=0, timeline={}
+                )
                 self.letters.append(self.letter(worker, aborted=[aborted]))
         self.num_seen = len(self.cluster.outbox.sent)
 
@@ -110,10 +118,15 @@ class RandomLife:
         kinds = {0: FailureKind.REFUSED, 1: FailureKind.REFUSED, 2: FailureKind.ERROR, 3: FailureKind.TIMEOUT}
         kind = kinds.get(pick // 7 % 12)
         letters = []
+        choices = range(submit.request.num_choices)
         for index in range(num_tokens):
             sender = submit.prefill.worker_id if submit.prefill and index == 0 else worker
-            event = TokenEvent(RequestId(name), attempt, index, token_of(name, index))
-            letters.append(self.letter(sender, tokens=[event]))
+            events = [
+                TokenEvent(RequestId(name), attempt, index, token_of(name, index) + choice, choice)
+                for choice in choices
+            ]
+            started = Started(request_id=name, attempt=attempt, num_cached_tokens=0, prompt_logprobs=None)
+            letters.append(self.letter(sender, tokens=events, started=[started] if index == 0 else []))
         if kind is FailureKind.REFUSED:
             letters.clear()
         if kind is not None:
@@ -121,16 +134,22 @@ class RandomLife:
             return [*letters, self.letter(worker, failed=[failed])]
         if pick // 7 % 12 == 4:
             return letters  # the worker hangs
-        finished = Finished(
-            request_id=name,
-            attempt=attempt,
+        return [
+            *letters,
+            *(self.letter(worker, finished=[self.finished(submit, choice, num_tokens)]) for choice in choices),
+        ]
+
+    def finished(self, submit: Submit, choice: int, num_tokens: int) -> Finished:
+        return Finished(
+            request_id=submit.request.request_id,
+            attempt=submit.attempt,
+            choice=choice,
             reason=FinishReason.LENGTH,
             num_output_tokens=num_tokens,
-            num_cached_tokens=num_tokens,  # so that the client can tell how many tokens precede the end
+            num_cached_tokens=0,
             num_preemptions=0,
             timeline={},
         )
-        return [*letters, self.letter(worker, finished=[finished])]
 
     def check_account(self) -> None:
         """No worker counts more requests than there are, and none is lost or ended twice at any moment."""

@@ -90,6 +90,7 @@ class Wire:
         finished = Finished(
             request_id=request_id,
             attempt=submit.attempt,
+            choice=0,
             reason=FinishReason.STOP,
             num_output_tokens=num_tokens,
             num_cached_tokens=0,
@@ -140,7 +141,7 @@ def test_answers_cross_real_sockets(tmp_path: Path, cluster: "Cluster", request_
                     got = [part async for part in parts]
                 tokens = [token for part in got if isinstance(part, TokensOut) for token in part.token_ids]
                 assert tokens == [100, 101, 102, 103, 104]
-                assert got[-1] == EndOut(FinishReason.STOP, 0)
+                assert got[-1] == EndOut(FinishReason.STOP)
             assert wire.router.status().num_requests == 0
 
     cluster.run(scenario())
@@ -154,7 +155,7 @@ def test_leaving_reaches_the_worker(tmp_path: Path, cluster: "Cluster", request_
                 assert isinstance(submit, Submit)
             abort = await wire.decode_inbox.receive()
             assert abort == Abort(request_id=submit.request.request_id)
-            aborted = Aborted(request_id=abort.request_id, num_output_tokens=0, timeline={})
+            aborted = Aborted(request_id=abort.request_id, choice=None, num_output_tokens=0, timeline={})
             wire.decode_outbox.send(wire.router_endpoint, Tokens(worker_id=DECODE, incarnation=1, aborted=[aborted]))
             await until(lambda: wire.router.status().num_requests == 0)
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import Abort, Message, PeerAddress, PeerGone, Tokens, ToRouter, ToWorker
 from diptych.wire import mailbox
 from diptych.wire.mailbox import AsyncInbox, Inbox, Outbox
+from diptych.wire.wake import Wake
 
 PATIENCE_S = 10.0
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -31,8 +33,7 @@ class Post:
         self.endpoint = f"ipc://{folder}/inbox"
         self.inbox: Inbox[ToWorker] = Inbox(self.context, self.endpoint, ToWorker)
         self.outbox = Outbox(self.context)
-        self.wake = self.context.socket(zmq.PAIR)
-        self.wake.bind("inproc://wake")
+        self.wake = Wake()
 
     def receive(self, num_messages: int) -> list[ToWorker]:
         """Wait until this many messages are here."""
@@ -75,12 +76,12 @@ def test_messages_of_one_sender_arrive_in_order(post: Post) -> None:
 
 def test_waiting_ends_by_a_wake_and_in_time(post: Post) -> None:
     assert post.inbox.receive(0.0, post.wake) == []
-    waker = post.context.socket(zmq.PAIR)
-    waker.connect("inproc://wake")
-    waker.send(b"")
+    post.wake.raise_flag()
+    post.wake.raise_flag()
     assert post.inbox.receive(PATIENCE_S, post.wake) == []
-    assert post.wake.recv(zmq.NOBLOCK) == b"", "the wake is for the loop to read"
-    waker.close()
+    begin_s = time.monotonic()
+    assert post.inbox.receive(0.05, post.wake) == [], "the flag was lowered"
+    assert time.monotonic() - begin_s > 0.04
 
 
 def test_frames_that_are_no_messages_are_dropped_and_counted(post: Post, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ between; its blocks are written at either, as the test says. Time stands still u
 
 import mmap
 from collections import deque
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from diptych.core.clock import VirtualClock
 from diptych.core.control import ModelOrder, WorkerOrder
-from diptych.core.errors import EngineError, PeerUnreachableError
+from diptych.core.errors import EngineError, GrammarError, PeerUnreachableError
 from diptych.core.events import FinishReason
 from diptych.core.ids import BlockId, RequestId, WorkerId
 from diptych.core.messages import (
@@ -28,27 +29,32 @@ from diptych.core.messages import (
     PeerAddress,
     PeerGone,
     Role,
+    Started,
     Submit,
     Tokens,
     ToRouter,
     ToWorker,
 )
-from diptych.core.request import Request, SamplingParams
+from diptych.core.request import Request, SamplingParams, TokenLogprobs
 from diptych.engine.base import Logits, Row
 from diptych.engine.modeled_engine import ModeledEngine, next_state
 from diptych.hardware.cost_model import SMOLLM2_135M_ONE_AVX2_CORE
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes, request_key
 from diptych.kv.prefix_cache import PrefixCache
+from diptych.models.vocabulary import Vocabulary
 from diptych.wire.mailbox import Outbox
 from diptych.worker.decode import DecodeRole
 from diptych.worker.load import Speed
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.prefill import PrefillRole
-from diptych.worker.sampler import sample
+from diptych.worker.sampling.chooser import TokenChooser
+from diptych.worker.sampling.guide import GrammarGuide, compile_grammar, make_ll_tokenizer
 from diptych.worker.sequence_blocks import SequenceBlocks
 
 VOCAB_SIZE = 1000
+FIRST_CHARACTER = 300
+"""The token that is a space."""
 MODEL_KEY = "modeled"
 ROUTER = "router"
 START_S = 1000.0
@@ -80,24 +86,74 @@ class RoleSettings:
 
 
 @dataclass
-class Heard:
-    """What the router has heard about a request."""
+class HeardChoice:
+    """What the router has heard about one choice of a request."""
 
-    request: Request
     tokens: dict[int, int] = field(default_factory=dict)
-    ends: list[Finished | Failed | Aborted] = field(default_factory=list)
+    logprobs: dict[int, TokenLogprobs | None] = field(default_factory=dict)
+    end: Finished | Failed | Aborted | None = None
     is_abort_asked: bool = False
 
     @property
     def finished(self) -> Finished:
-        (end,) = self.ends
-        assert isinstance(end, Finished), end
-        return end
+        assert isinstance(self.end, Finished), self.end
+        return self.end
 
     @property
     def answer(self) -> list[int]:
         """The tokens of a finished answer."""
         return [self.tokens[index] for index in range(self.finished.num_output_tokens)]
+
+
+@dataclass
+class Heard:
+    """What the router has heard about a request. Without a choice's number, the first is meant."""
+
+    request: Request
+    choices: list[HeardChoice]
+    started: list[Started] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> dict[int, int]:
+        return self.choices[0].tokens
+
+    @property
+    def ends(self) -> list[Finished | Failed | Aborted]:
+        return [choice.end for choice in self.choices if choice.end is not None]
+
+    @property
+    def finished(self) -> Finished:
+        return self.choices[0].finished
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens of a finished answer."""
+        return self.choices[0].answer
+
+
+class InstantGuides:
+    """Compiles grammars while the caller waits. Tokens from 300 on are the characters from ` ` on, others nothing."""
+
+    def __init__(self, eos_token_ids: frozenset[int]) -> None:
+        token_bytes = [b""] * FIRST_CHARACTER + [bytes([byte]) for byte in range(32, 127)]
+        token_bytes += [b""] * (VOCAB_SIZE - len(token_bytes))
+        vocabulary = Vocabulary(
+            token_bytes, eos_token_ids, is_byte_level=True, encode=lambda text: [token_of(one) for one in text]
+        )
+        self.tokenizer = make_ll_tokenizer(vocabulary, sorted(eos_token_ids) or [0], VOCAB_SIZE)
+
+    def compile(self, grammar: str) -> Future[GrammarGuide]:
+        future: Future[GrammarGuide] = Future()
+        try:
+            future.set_result(compile_grammar(self.tokenizer, grammar, VOCAB_SIZE))
+        except GrammarError as error:
+            future.set_exception(error)
+        return future
+
+
+def token_of(character: str) -> int:
+    """Return the token of a printable ASCII character."""
+    return FIRST_CHARACTER + ord(character) - ord(" ")
 
 
 class Letters:
@@ -154,6 +210,7 @@ class RoleWorker:
             return False
         self.memory.check(parts)
         self.parts, self._outcome = parts, None
+        self.role.prepare_sampling()
         return True
 
     def write(self) -> None:
@@ -178,6 +235,7 @@ class RoleCluster:
         self.clock = VirtualClock(START_S)
         self.letters = Letters()
         self.heard: dict[RequestId, Heard] = {}
+        self.guides = InstantGuides(settings.eos_token_ids)
         self.hasher = BlockHasher(MODEL_KEY, self._engine().layout.fingerprint, block_size=self.block_size)
         owners = [worker_id for worker_id, role in settings.roles.items() if role is not Role.PREFILL]
         num_blocks = settings.num_blocks * len(owners)
@@ -216,11 +274,13 @@ class RoleCluster:
         order = self._order(worker_id, role)
         outbox, speed = RecordingOutbox(self.letters, worker_id), Speed(100.0)
         if role is Role.PREFILL:
-            return RoleWorker(PrefillRole(order, memory, outbox, self.clock, speed), engine, memory)
+            return RoleWorker(PrefillRole(order, engine, memory, outbox, self.clock, speed), engine, memory)
         blocks = SequenceBlocks(
-            PrefixCache(owned), self.header, self.hasher, self.block_size, order.incarnation, order.is_exact
+            PrefixCache(owned), memory, self.hasher, incarnation=order.incarnation, is_exact=order.is_exact
         )
-        decode = DecodeRole(order, engine, memory, blocks, outbox, self.clock, speed, self.max_model_len)
+        decode = DecodeRole(
+            order, engine, memory, blocks, outbox, self.clock, speed, self.guides, max_model_len=self.max_model_len
+        )
         return RoleWorker(decode, engine, memory)
 
     def _order(self, worker_id: WorkerId, role: Role) -> WorkerOrder:
@@ -252,7 +312,7 @@ class RoleCluster:
 
     # What the router says
 
-    def submit(
+    def submit(  # noqa: PLR0913  all but two by keyword
         self,
         prompt: list[int],
         max_tokens: int = 16,
@@ -260,25 +320,30 @@ class RoleCluster:
         to: str = "decode-0",
         prefill: str | None = "prefill-0",
         timeout_s: float = PATIENCE_S,
-        **sampling: float,
+        num_choices: int = 1,
+        cache_salt: str = "",
+        **sampling: Any,
     ) -> Heard:
         """Send a request on its way; greedy unless `sampling` says otherwise."""
         request = Request(
             request_id=RequestId(f"request-{len(self.heard)}"),
             prompt_token_ids=prompt,
-            sampling=SamplingParams(max_tokens=max_tokens, **({"temperature": 0.0} | sampling)),  # type: ignore[arg-type]
+            sampling=SamplingParams(max_tokens=max_tokens, **({"temperature": 0.0} | sampling)),
+            num_choices=num_choices,
+            cache_salt=cache_salt,
             deadline_s=self.clock.now_s() + timeout_s,
             arrived_s=self.clock.now_s(),
         )
-        heard = self.heard[request.request_id] = Heard(request)
+        heard = self.heard[request.request_id] = Heard(request, [HeardChoice() for _ in range(num_choices)])
         address = None if prefill is None else self.address(prefill)
         self.letters.send(ROUTER, to, Submit(request=request, attempt=0, prefill=address))
         return heard
 
-    def abort(self, heard: Heard, to: str = "decode-0") -> None:
-        """Ask for the end of a request."""
-        heard.is_abort_asked = True
-        self.letters.send(ROUTER, to, Abort(request_id=heard.request.request_id))
+    def abort(self, heard: Heard, to: str = "decode-0", choice: int | None = None) -> None:
+        """Ask for the end of a request, or of a choice that has begun."""
+        for number, heard_choice in enumerate(heard.choices):
+            heard_choice.is_abort_asked |= choice in {None, number}
+        self.letters.send(ROUTER, to, Abort(request_id=heard.request.request_id, choice=choice))
 
     def kill(self, worker_id: str, num_letters_sent: int = 0, *, has_written: bool = False) -> None:
         """Kill a worker: of its letters the first few of each queue arrive all the same; its step may have written."""
@@ -354,31 +419,50 @@ class RoleCluster:
 
     def _hear(self, message: ToRouter) -> None:
         assert isinstance(message, Tokens)
+        for started in message.started:
+            self.heard[started.request_id].started.append(started)
         for event in message.tokens:
-            heard = self.heard[event.request_id]
-            known = heard.tokens.setdefault(event.index, event.token_id)
+            choice = self.heard[event.request_id].choices[event.choice]
+            known = choice.tokens.setdefault(event.index, event.token_id)
             assert known == event.token_id, f"token {event.index} was {known} and is {event.token_id} now"
-        ends: list[Finished | Failed | Aborted] = [*message.finished, *message.failed, *message.aborted]
-        for end in ends:
-            heard = self.heard[end.request_id]
-            heard.ends.append(end)
-            assert len(heard.ends) == 1, f"{end.request_id} has ended twice: {heard.ends}"
+            assert choice.logprobs.setdefault(event.index, event.logprobs) == event.logprobs
+            assert self.heard[event.request_id].started, "a token came before the news that the prompt has been read"
+        for end in message.failed:
+            for choice in self.heard[end.request_id].choices:
+                assert not isinstance(choice.end, Failed), f"{end.request_id} has failed twice"
+                choice.end = end
+        ends: list[Finished | Aborted] = [*message.finished, *message.aborted]
+        for other_end in ends:
+            for number, choice in enumerate(self.heard[other_end.request_id].choices):
+                if other_end.choice in {None, number} and not isinstance(choice.end, Failed):
+                    assert choice.end is None, f"{other_end.request_id} has ended twice: {choice.end}, {other_end}"
+                    choice.end = other_end
 
     # What must be true
 
-    def reference(self, request: Request) -> tuple[list[int], FinishReason]:
-        """Return the answer as one engine gives it alone, with the whole prompt in one step."""
+    def reference(self, request: Request, choice: int = 0) -> tuple[list[int], FinishReason]:
+        """Return an answer as one engine gives it alone, with the whole prompt in one step."""
         engine = self._engine()
         num_blocks = self.settings.num_blocks
         engine.bind(memoryview(bytearray(num_blocks * engine.layout.block_bytes)), num_blocks)
         table = [BlockId(block_id) for block_id in range(num_blocks)]
         tokens, num_past, answer = request.prompt_token_ids, 0, list[int]()
+        grammar = request.sampling.grammar
+        chooser = TokenChooser(
+            request.sampling,
+            choice=choice,
+            prompt_token_ids=tokens,
+            eos_token_ids=engine.eos_token_ids,
+            vocab_size=VOCAB_SIZE,
+            guide=None if grammar is None else self.guides.compile(grammar).result(),
+        )
         while True:
-            logits = engine.step([Row(tokens, num_past, table, True)])
+            logits = engine.step([Row(tokens, num_past, table, 1)])
             num_past += len(tokens)
-            tokens = sample(logits, [(request.sampling, len(answer))])
+            tokens = [chooser.choose(logits[0]).token_id]
             answer += tokens
-            if tokens[0] in engine.eos_token_ids and not request.sampling.ignore_eos:
+            chooser.on_token(tokens[0])
+            if chooser.is_over:
                 return answer, FinishReason.STOP
             if len(answer) == request.sampling.max_tokens or num_past + 1 == self.max_model_len:
                 return answer, FinishReason.LENGTH
@@ -386,18 +470,23 @@ class RoleCluster:
     def check_answers(self) -> None:
         """Every request has ended once, in a way that is right for it, and no token of it was ever wrong."""
         for heard in self.heard.values():
-            assert len(heard.ends) == 1, f"{heard.request.request_id} has not ended"
-            answer, reason = self.reference(heard.request)
-            assert set(heard.tokens) <= set(range(len(answer)))
-            assert all(answer[index] == token for index, token in heard.tokens.items())
-            match heard.ends[0]:
-                case Finished() as end:
-                    assert (heard.answer, end.reason) == (answer, reason)
-                case Aborted():
-                    assert heard.is_abort_asked
-                case Failed(kind=kind):
-                    assert kind is FailureKind.TIMEOUT
-                    assert heard.request.deadline_s < self.clock.now_s()
+            for number, choice in enumerate(heard.choices):
+                self._check_choice(heard.request, number, choice)
+
+    def _check_choice(self, request: Request, number: int, choice: HeardChoice) -> None:
+        answer, reason = self.reference(request, number)
+        assert set(choice.tokens) <= set(range(len(answer)))
+        assert all(answer[index] == token for index, token in choice.tokens.items())
+        match choice.end:
+            case Finished() as end:
+                assert (choice.answer, end.reason) == (answer, reason)
+            case Aborted():
+                assert choice.is_abort_asked
+            case Failed(kind=kind):
+                assert kind is FailureKind.TIMEOUT
+                assert request.deadline_s < self.clock.now_s()
+            case None:
+                pytest.fail(f"choice {number} of {request.request_id} has not ended")
 
     def check_idle(self) -> None:
         """Nobody holds a block, and what the header says of blocks is true."""
@@ -412,21 +501,23 @@ class RoleCluster:
 
     def check_records(self) -> None:
         """Whatever a record says that a block holds, it holds."""
-        by_key = {request_key(heard.request.request_id, 0): heard for heard in self.heard.values()}
+        by_key = {
+            request_key(heard.request.request_id, 0, number): (heard.request, choice)
+            for heard in self.heard.values()
+            for number, choice in enumerate(heard.choices)
+        }
         for record in self.header.committed([BlockId(number) for number in range(self.header.num_blocks)]):
             if record is None:
                 continue
-            tokens = self._known_tokens(by_key[record.request_key])
+            request, choice = by_key[record.request_key]
+            tokens = request.prompt_token_ids + [choice.tokens[index] for index in sorted(choice.tokens)]
             begin = record.block_index * self.block_size
             assert 1 <= record.num_tokens <= self.block_size
             states = self._states(tokens[: begin + record.num_tokens])[begin:]
             assert self._states_in(record.block_id)[: record.num_tokens] == states
             is_full = record.num_tokens == self.block_size
-            hashes = self.hasher.hash_blocks(tokens)
+            hashes = self.hasher.salted(request.cache_salt).hash_blocks(tokens)
             assert record.block_hash == (hashes[record.block_index] if is_full else None)
-
-    def _known_tokens(self, heard: Heard) -> list[int]:
-        return heard.request.prompt_token_ids + [heard.tokens[index] for index in sorted(heard.tokens)]
 
     @staticmethod
     def _states(tokens: list[int]) -> list[int]:

@@ -6,6 +6,7 @@ from diptych.core.ids import BlockId, RequestId, WorkerId
 from diptych.core.messages import PeerAddress
 from diptych.core.request import Request, SamplingParams
 from diptych.worker.handoff import Handoffs
+from diptych.worker.sampling.chooser import TokenChooser
 from diptych.worker.sequence import Sequence
 
 WRITER = PeerAddress(WorkerId("prefill-0"), "endpoint", 3)
@@ -20,7 +21,9 @@ def sequence(epoch: int) -> Sequence:
         deadline_s=1.0,
         arrived_s=0.0,
     )
-    return Sequence(request, 0, WRITER, 0, [1, 2, 3], [], block_table=[BlockId(epoch), BlockId(epoch + 1)], epoch=epoch)
+    chooser = TokenChooser(request.sampling, choice=0, prompt_token_ids=[1, 2, 3], eos_token_ids=[], vocab_size=10)
+    table = [BlockId(epoch), BlockId(epoch + 1)]
+    return Sequence(request, 0, WRITER, 0, [1, 2, 3], [], chooser, block_table=table, epoch=epoch)
 
 
 def test_a_grant_is_settled_once_and_by_its_own_epoch() -> None:

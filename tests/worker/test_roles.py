@@ -8,6 +8,7 @@ from diptych.core.errors import BlockTableError, EngineError
 from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.ids import BlockId
 from diptych.core.messages import Aborted, Failed, FailureKind, Filled, Grant, GrantEnded, Revoke, Tokens
+from diptych.core.request import SampledToken
 from diptych.engine.modeled_engine import expected_tokens
 from diptych.kv.header import request_key
 
@@ -397,7 +398,7 @@ def test_stale_and_doubled_words_of_a_writer_are_dropped(is_aborted: bool) -> No
         cluster.abort(heard)
         cluster.deliver("router", "decode-0")
     stale = [
-        msgspec.structs.replace(filled, epoch=grant.epoch - 1, first_token=1),
+        msgspec.structs.replace(filled, epoch=grant.epoch - 1, first_tokens=[SampledToken(1)]),
         GrantEnded(request_id=heard.request.request_id, epoch=grant.epoch - 1, reason="stale"),
     ]
     doubled = [filled, GrantEnded(request_id=heard.request.request_id, epoch=grant.epoch, reason="doubled")]
@@ -552,7 +553,7 @@ def test_a_prefill_worker_reads_several_short_prompts_at_once() -> None:
     parts = cluster.workers["prefill-0"].role.plan_step()
 
     assert [len(part.row.token_ids) for part in parts] == [30, 30, 30]
-    assert [part.row.is_sampled for part in parts] == [True, True, True]
+    assert [part.row.num_logits for part in parts] == [1, 1, 1]
     finish(cluster)
     assert [heard.answer for heard in heards] == [greedy(heard) for heard in heards]
 

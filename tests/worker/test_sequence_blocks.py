@@ -8,7 +8,10 @@ from diptych.core.ids import BlockId, RequestId
 from diptych.core.request import Request, SamplingParams
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes
+from diptych.kv.layout import CacheTensor, KVLayout
 from diptych.kv.prefix_cache import PrefixCache
+from diptych.worker.memory import WorkerMemory
+from diptych.worker.sampling.chooser import TokenChooser
 from diptych.worker.sequence import Sequence
 from diptych.worker.sequence_blocks import EPOCHS_PER_INCARNATION, SequenceBlocks
 
@@ -24,21 +27,29 @@ class Room:
         memory = memoryview(bytearray(header_bytes(NUM_BLOCKS)))
         self.header = SegmentHeader.create(memory, NUM_BLOCKS, 1, "layout", "model")
         self.cache = PrefixCache([BlockId(number) for number in range(num_blocks)])
-        hasher = BlockHasher("model", "layout", block_size=BLOCK_SIZE)
-        self.blocks = SequenceBlocks(self.cache, self.header, hasher, BLOCK_SIZE, incarnation, is_exact)
+        self.hasher = BlockHasher("model", "layout", block_size=BLOCK_SIZE)
+        self.layout = KVLayout.of([CacheTensor("state", (BLOCK_SIZE, 8), "u8")], BLOCK_SIZE)
+        self.kv = memoryview(bytearray(NUM_BLOCKS * self.layout.block_bytes))
+        self.memory = WorkerMemory(self.header, self.kv, self.layout)
+        self.blocks = SequenceBlocks(self.cache, self.memory, self.hasher, incarnation=incarnation, is_exact=is_exact)
         self.num_sequences = 0
 
-    def sequence(self, prompt: list[int], answer: list[int] | None = None) -> Sequence:
+    def sequence(
+        self, prompt: list[int], answer: list[int] | None = None, *, cache_salt: str = "", **sampling: int
+    ) -> Sequence:
         """Return a sequence that has no blocks yet, or none any more."""
         self.num_sequences += 1
         request = Request(
             request_id=RequestId(f"r{self.num_sequences}"),
             prompt_token_ids=prompt,
-            sampling=SamplingParams(max_tokens=100),
+            sampling=SamplingParams(max_tokens=100, **sampling),  # type: ignore[arg-type]
+            cache_salt=cache_salt,
             deadline_s=1.0,
             arrived_s=0.0,
         )
-        return Sequence(request, 0, None, self.num_sequences, prompt + (answer or []), self.blocks.hash_prompt(prompt))
+        chooser = TokenChooser(request.sampling, choice=0, prompt_token_ids=prompt, eos_token_ids=[], vocab_size=1000)
+        hashes = self.blocks.hash_prompt(request)
+        return Sequence(request, 0, None, self.num_sequences, prompt + (answer or []), hashes, chooser)
 
     def leave_in_cache(self, tokens: list[int], num_prompt_tokens: int | None = None) -> None:
         """Compute `tokens` as a prompt (or a prompt and an answer) and go."""
@@ -112,14 +123,14 @@ def test_exact_caches_blocks_of_prompts_alone(num_prompt_tokens: int) -> None:
     room = Room(is_exact=True)
     room.leave_in_cache(PROMPT[:20], num_prompt_tokens=num_prompt_tokens)
 
-    assert room.cache.longest_match_blocks(room.blocks.hash_prompt(PROMPT[:20])) == 2
+    assert room.cache.longest_match_blocks(room.hasher.hash_blocks(PROMPT[:20])) == 2
 
 
 def test_answers_are_cached_otherwise() -> None:
     room = Room()
     room.leave_in_cache(PROMPT[:20], num_prompt_tokens=10)
 
-    assert room.cache.longest_match_blocks(room.blocks.hash_prompt(PROMPT[:20])) == 5
+    assert room.cache.longest_match_blocks(room.hasher.hash_blocks(PROMPT[:20])) == 5
 
 
 def test_a_reservation_leaves_blocks_for_others() -> None:
@@ -207,8 +218,80 @@ def test_records_follow_what_was_computed(num_prompt_tokens: int, chunks: list[i
     num_computed = min(sum(chunks), len(PROMPT))
     assert sum(record.num_tokens for record in records) == num_computed
     assert [record.block_index for record in records] == list(range(-(-num_computed // BLOCK_SIZE)))
-    hashes = room.blocks.hash_prompt(PROMPT)
+    hashes = room.hasher.hash_blocks(PROMPT)
     assert [record.block_hash for record in records if record.num_tokens == BLOCK_SIZE] == hashes[
         : num_computed // BLOCK_SIZE
     ]
     assert room.cache.longest_match_blocks(hashes) == num_computed // BLOCK_SIZE
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [6, 8, 1])
+def test_a_fork_shares_full_blocks_and_copies_the_last(num_prompt_tokens: int) -> None:
+    room = Room()
+    parent = room.sequence(PROMPT[:num_prompt_tokens])
+    assert room.blocks.try_reserve(parent, 0)
+    for block_id in parent.block_table:
+        begin, num_bytes = room.layout.block_spans(block_id, NUM_BLOCKS)[0]
+        room.kv[begin : begin + num_bytes] = bytes([100 + block_id]) * num_bytes
+    room.blocks.on_computed([(parent, num_prompt_tokens)])
+    child = room.sequence(PROMPT[:num_prompt_tokens])
+
+    assert room.blocks.try_fork(parent, child)
+
+    num_full, num_in_last = divmod(num_prompt_tokens, BLOCK_SIZE)
+    assert child.block_table[:num_full] == parent.block_table[:num_full]
+    assert child.block_table[num_full] not in parent.block_table
+    assert child.num_computed_tokens == num_prompt_tokens
+    assert child.epoch != parent.epoch
+    if num_in_last:
+        begin, num_bytes = room.layout.block_spans(child.block_table[num_full], NUM_BLOCKS)[0]
+        assert set(room.kv[begin : begin + num_bytes]) == {100 + parent.block_table[num_full]}
+    records = [record for record in room.header.committed(child.block_table) if record is not None]
+    assert sum(record.num_tokens for record in records) == num_prompt_tokens
+    for sequence in (parent, child):
+        room.blocks.release(sequence)
+    room.cache.check_invariants()
+    assert room.cache.num_available_blocks == NUM_BLOCKS
+
+
+def test_a_fork_without_a_block_changes_nothing() -> None:
+    room = Room(num_blocks=2)
+    parent = room.sequence(PROMPT[:6])
+    assert room.blocks.try_reserve(parent, 0)
+    room.blocks.on_computed([(parent, 6)])
+    child = room.sequence(PROMPT[:6])
+
+    assert not room.blocks.try_fork(parent, child)
+
+    assert child.block_table == []
+    room.blocks.release(parent)
+    room.cache.check_invariants()
+
+
+def test_another_salt_finds_nothing() -> None:
+    room = Room()
+    room.leave_in_cache(PROMPT)
+    sequence = room.sequence(PROMPT, cache_salt="mine")
+
+    assert room.blocks.try_reserve(sequence, 0)
+    assert sequence.num_computed_tokens == 0
+    room.blocks.on_computed([(sequence, len(PROMPT))])
+    room.blocks.release(sequence)
+
+    again = room.sequence(PROMPT, cache_salt="mine")
+    assert room.blocks.try_reserve(again, 0)
+    assert again.num_computed_tokens > 0
+
+
+def test_a_prompt_whose_logprobs_are_wanted_is_computed_as_a_whole() -> None:
+    room = Room()
+    room.leave_in_cache(PROMPT)
+    sequence = room.sequence(PROMPT, num_prompt_logprobs=0)
+
+    assert room.blocks.try_reserve(sequence, 0)
+    assert sequence.num_computed_tokens == 0
+
+    answering = room.sequence(PROMPT, answer=[1], num_prompt_logprobs=0)  # preempted: they have been told
+    room.blocks.release(sequence)
+    assert room.blocks.try_reserve(answering, 0)
+    assert answering.num_computed_tokens > 0

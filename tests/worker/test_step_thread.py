@@ -1,11 +1,11 @@
 """Steps beside the loop: one at a time, heard of when they end, however they end."""
 
+import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-import zmq
 
 from diptych.core.clock import VirtualClock
 from diptych.core.errors import BlockTableError, EngineError
@@ -14,6 +14,7 @@ from diptych.engine.base import Logits, Row
 from diptych.engine.modeled_engine import ModeledEngine
 from diptych.hardware.cost_model import CostModel
 from diptych.kv.header import SegmentHeader, header_bytes
+from diptych.wire.wake import Wake
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.step_thread import StepThread
 
@@ -40,30 +41,31 @@ class GatedEngine(ModeledEngine):
 class Steps:
     """A thread of steps over blocks that are reserved under `EPOCH`."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(self) -> None:
         self.engine = GatedEngine()
         block_bytes = self.engine.layout.block_bytes
         self.header = SegmentHeader.create(memoryview(bytearray(header_bytes(NUM_BLOCKS))), NUM_BLOCKS, 1, "", "")
         self.header.reserve([BlockId(number) for number in range(NUM_BLOCKS)], EPOCH)
         blocks = memoryview(bytearray(NUM_BLOCKS * block_bytes))
         self.engine.bind(blocks, NUM_BLOCKS)
-        self.thread = StepThread(self.engine, WorkerMemory(self.header, blocks, self.engine.layout), context)
+        self.wake = Wake()
+        self.thread = StepThread(self.engine, WorkerMemory(self.header, blocks, self.engine.layout), self.wake)
 
     def start(self, *, epoch: int = EPOCH) -> None:
-        self.thread.start([StepPart(Row([1, 2, 3], 0, [BlockId(2)], True), RequestId("r"), epoch)])
+        self.thread.start([StepPart(Row([1, 2, 3], 0, [BlockId(2)], 1), RequestId("r"), epoch)])
 
     def wait(self) -> None:
-        assert self.thread.wake.poll(PATIENCE_MS), "no step has ended"
+        assert select.select([self.wake], [], [], PATIENCE_MS / 1000)[0], "no step has ended"
+        self.wake.lower()
 
 
 @pytest.fixture
 def steps() -> Iterator[Steps]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    steps = Steps(context)
+    steps = Steps()
     with steps.thread:
         yield steps
         steps.engine.gate.set()
-    context.term()
+    steps.wake.close()
 
 
 def test_the_result_comes_when_the_step_has_ended(steps: Steps) -> None:
@@ -137,8 +139,7 @@ def test_a_bug_in_a_step_is_raised_where_the_worker_sees_it(steps: Steps) -> Non
 
 
 def test_leaving_waits_for_the_running_step() -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    steps = Steps(context)
+    steps = Steps()
     has_ended = threading.Event()
     original: Callable[[Sequence[Row]], Logits] = steps.engine.step
 
@@ -152,4 +153,4 @@ def test_leaving_waits_for_the_running_step() -> None:
         steps.start()
         threading.Timer(0.01, steps.engine.gate.set).start()
     assert has_ended.is_set()
-    context.term()
+    steps.wake.close()

@@ -10,19 +10,19 @@ import typer
 from rich.console import Console
 
 from diptych.cli.status import workers_table
-from diptych.core.config import ServeConfig, load_config
+from diptych.core.config import LIST_SETTINGS, ServeConfig, load_config
 from diptych.core.errors import LaunchError
 from diptych.launch.server import Server, serve
 from diptych.models import stderr_progress
 
 SIGNAL_POLL_S = 0.2
-WORKERS, MEMORY, LIMITS, MODEL = "Workers", "KV cache", "Limits", "Model and engine"
+API, WORKERS, MEMORY, LIMITS, MODEL = "API", "Workers", "KV cache", "Limits", "Model and engine"
 
 
 def _option(field: str, panel: str, *names: str, metavar: str | None = None) -> Any:
     """Return the option for a field of `ServeConfig`, with the field's own help and default."""
     info = ServeConfig.model_fields[field]
-    default = "" if info.default is None else f" [default: {info.default}]"
+    default = "" if info.default in (None, "", []) else f" [default: {info.default}]"
     return typer.Option(
         f"--{field.replace('_', '-')}",
         *names,
@@ -38,8 +38,11 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
         Path | None, typer.Option("--config", envvar="DIPTYCH_CONFIG", help="TOML file with any of these settings.")
     ] = None,
     model: Annotated[str | None, _option("model", MODEL, "-m")] = None,
-    host: Annotated[str | None, _option("host", LIMITS)] = None,
-    port: Annotated[int | None, _option("port", LIMITS, "-p")] = None,
+    host: Annotated[str | None, _option("host", API)] = None,
+    port: Annotated[int | None, _option("port", API, "-p")] = None,
+    root_path: Annotated[str | None, _option("root_path", API, metavar="PATH")] = None,
+    cors_origins: Annotated[str | None, _option("cors_origins", API, metavar="LIST")] = None,
+    chat_template: Annotated[Path | None, _option("chat_template", API, metavar="FILE")] = None,
     prefill: Annotated[int | None, _option("prefill", WORKERS)] = None,
     decode: Annotated[int | None, _option("decode", WORKERS)] = None,
     mixed: Annotated[int | None, _option("mixed", WORKERS)] = None,
@@ -69,7 +72,9 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     """
     # Every parameter but these two is a setting of the same name.
     flags = {name: value for name, value in context.params.items() if name != "config"}
-    flags["cores"] = cores.split(",") if cores is not None else None
+    for name in LIST_SETTINGS:
+        if flags[name] is not None:
+            flags[name] = [part.strip() for part in flags[name].split(",")]
     settings = load_config(flags, os.environ, config)
     console = Console(stderr=True)
     signals = StopSignals()

@@ -14,6 +14,8 @@ from diptych.core.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "DIPTYCH_"
 OTHER_VARIABLES = frozenset({"DIPTYCH_CACHE", "DIPTYCH_CONFIG"})
+LIST_SETTINGS = frozenset({"cores", "cors_origins"})
+"""Written with commas in between where there are no lists (environment, flags)."""
 _UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9}
 _UNITS |= {"T": 10**12, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
@@ -42,6 +44,17 @@ class ServeConfig(BaseModel):
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*/?$",
+        description="Path under which a proxy has the server, such as /llm.",
+    )
+    cors_origins: list[str] = Field(
+        default=[], description="Web origins whose pages may call, such as https://chat.example; * for all."
+    )
+    chat_template: Path | None = Field(
+        default=None, description="File with a Jinja chat template, in place of the model's own."
+    )
 
     prefill: int | None = Field(
         default=None, ge=0, le=256, description="Prefill workers [default: 1, or 0 with --mixed]."
@@ -162,7 +175,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
         _require_known(key, f"unknown environment variable {name}")
-        values[key] = [part.strip() for part in value.split(",")] if key == "cores" else value
+        values[key] = [part.strip() for part in value.split(",")] if key in LIST_SETTINGS else value
     return values
 
 

@@ -96,6 +96,10 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     endpoint: str
     host: str
     port: int
+    root_path: str
+    cors_origins: list[str]
+    chat_template: str | None
+    """In place of the model's own."""
     cores: list[int]
     layout_fingerprint: str
     block_size: int

@@ -5,7 +5,8 @@ DiptychError
 ├── ModelError             a model cannot be found, fetched, read or converted; the cache is as it was
 ├── LaunchError            a process did not come up or died while starting; all others were stopped
 ├── EngineError            a step could not be computed; its sequences must not be continued
-│   └── BlockTableError    a block table failed its check before the step; nothing was computed or written
+│   ├── BlockTableError    a block table failed its check before the step; nothing was computed or written
+│   └── GrammarError       an answer's grammar is wrong or cannot be followed; only its own request must end
 ├── ProtocolError          a peer sent what it must not send; the message was dropped
 ├── PeerUnreachableError   a peer takes no messages; the message was not sent
 └── RequestError           a request cannot be served; says which HTTP answer it gets
@@ -38,6 +39,10 @@ class EngineError(DiptychError):
 
 class BlockTableError(EngineError):
     """A block table failed its check; nothing was computed and no block was written."""
+
+
+class GrammarError(EngineError):
+    """A grammar is wrong, or cannot be followed any further; only the request that asked for it must end."""
 
 
 class ProtocolError(DiptychError):

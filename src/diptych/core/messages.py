@@ -17,9 +17,9 @@ import msgspec
 
 from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
-from diptych.core.request import Request, SamplingParams
+from diptych.core.request import Request, SampledToken, SamplingParams, TokenLogprobs
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Role(StrEnum):
@@ -70,9 +70,11 @@ class Submit(Message, frozen=True, kw_only=True):
 
 
 class Abort(Message, frozen=True, kw_only=True):
-    """Nobody waits for this request any more; free what it holds."""
+    """Nobody waits for this request, or this choice of it, any more; free what it holds."""
 
     request_id: RequestId
+    choice: int | None = None
+    """None: all of them."""
 
 
 class PeerGone(Message, frozen=True, kw_only=True):
@@ -99,6 +101,11 @@ class Grant(Message, frozen=True, kw_only=True):
     block_table: list[BlockId]
     """Enough blocks for the whole prompt; those of the cached tokens are shared and must not be written."""
     sampling: SamplingParams
+    choices: list[int]
+    """Which answers of the request begin with this prompt: a first token is sampled for each. None if the answer has
+    begun before, and its prompt must only be read again."""
+    first_token_mask: bytes | None
+    """Which tokens the request's grammar lets begin an answer, a bit a token; None: all."""
     deadline_s: float
 
 
@@ -118,7 +125,10 @@ class Filled(Message, frozen=True, kw_only=True):
 
     request_id: RequestId
     epoch: int
-    first_token: int
+    first_tokens: list[SampledToken]
+    """One for each of the grant's choices."""
+    prompt_logprobs: list[TokenLogprobs] | None
+    """As in `Started`."""
     prefill_started_s: float
     first_token_s: float
     kv_checksum: int | None
@@ -136,7 +146,18 @@ class GrantEnded(Message, frozen=True, kw_only=True):
 # Worker to router
 
 
-class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt has been read; comes in the same message as the first token."""
+
+    request_id: RequestId
+    attempt: int
+    num_cached_tokens: int
+    """How many of the prompt's tokens were in the prefix cache."""
+    prompt_logprobs: list[TokenLogprobs] | None
+    """Of the prompt's tokens from the second on; None unless asked for."""
+
+
+class TokenEvent(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """One token of one answer."""
 
     request_id: RequestId
@@ -144,13 +165,17 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True):
     index: int
     """Position in the answer, from 0."""
     token_id: int
+    choice: int = 0
+    """Which of the request's answers."""
+    logprobs: TokenLogprobs | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
-    """A request's end: all its tokens up to `num_output_tokens` have been sent, here or before."""
+    """A choice's end: all its tokens up to `num_output_tokens` have been sent, here or before."""
 
     request_id: RequestId
     attempt: int
+    choice: int
     reason: FinishReason
     num_output_tokens: int
     num_cached_tokens: int
@@ -169,7 +194,7 @@ class FailureKind(StrEnum):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
-    """A request's end without an answer, or without the rest of it."""
+    """A request's end, in all its choices, without an answer or without the rest of it."""
 
     request_id: RequestId
     attempt: int
@@ -179,9 +204,11 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Aborted(msgspec.Struct, frozen=True, kw_only=True):
-    """The request was aborted as asked; its blocks are free."""
+    """A choice was aborted as asked; its blocks are free."""
 
     request_id: RequestId
+    choice: int | None
+    """None: all of them, before they went their own ways."""
     num_output_tokens: int
     timeline: Timeline
 
@@ -200,6 +227,7 @@ class Tokens(Message, frozen=True, kw_only=True):
 
     worker_id: WorkerId
     incarnation: int
+    started: list[Started] = []
     tokens: list[TokenEvent] = []
     finished: list[Finished] = []
     failed: list[Failed] = []

@@ -7,8 +7,11 @@ from diptych.core.ids import RequestId
 GREEDY_TEMPERATURE = 0.0
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How to draw tokens. The defaults of `top_p`, `top_k` and `min_p` switch them off."""
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to draw tokens. The defaults of all but `max_tokens` and `temperature` change nothing.
+
+    In this order, as in vLLM: bans, `logit_bias`, penalties, `temperature`, `min_p`, `top_k`, `top_p`.
+    """
 
     max_tokens: int
     """Most tokens to produce, at least 1."""
@@ -21,9 +24,34 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float = 0.0
     """Drop tokens less likely than this share of the likeliest one, in [0, 1]."""
     seed: int = 0
-    """With a token's position in the answer, the whole state of the random generator."""
+    """With the choice's number and a token's position in it, the whole state of the random generator."""
+
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that the answer has."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of each token as often as the answer has it."""
+    repetition_penalty: float = 1.0
+    """Positive logits of tokens in prompt and answer are divided by it, negative ones multiplied."""
+    logit_bias: dict[int, float] = {}
+    """Added to the logits of these tokens."""
+    allowed_token_ids: list[int] | None = None
+    """The only tokens that may come (and those that end the answer); None: any."""
+    bad_words: list[list[int]] = []
+    """Sequences of tokens that must not come."""
+    grammar: str | None = None
+    """What the answer must match: a grammar in llguidance's serialized form."""
+
+    min_tokens: int = 0
+    """No token ends the answer before it has so many."""
     ignore_eos: bool = False
     """Go on after an end-of-sequence token."""
+    stop_token_ids: list[int] = []
+    """Tokens that end the answer besides the model's own."""
+
+    num_logprobs: int | None = None
+    """Tell each token's log-probability and those of this many likeliest ones; None: nothing."""
+    num_prompt_logprobs: int | None = None
+    """The same of the prompt's tokens. Such a prompt is computed as a whole, whatever is cached."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +61,28 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt_token_ids: list[int]
     """At least one token."""
     sampling: SamplingParams
+    num_choices: int = 1
+    """Answers to draw from the same prompt, whose KV they share."""
+    cache_salt: str = ""
+    """Blocks are shared only among requests of the same salt."""
     deadline_s: float
     """Node clock; past it the request fails wherever it is."""
     arrived_s: float
     """Node clock; when the frontend had read the whole HTTP request."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """How likely a token was: natural logarithms of the model's own probabilities, before any sampling parameter."""
+
+    logprob: float
+    rank: int
+    """How many tokens were at least as likely: 1 for the likeliest."""
+    top: list[tuple[int, float]]
+    """The likeliest tokens, the likeliest first; as many as were asked for."""
+
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+    """A token and, where asked for, how likely it was."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None

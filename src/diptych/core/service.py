@@ -9,23 +9,52 @@ import msgspec
 from diptych.core.events import FinishReason, RequestRecord
 from diptych.core.ids import WorkerId
 from diptych.core.messages import HealthState, PeerAddress, Role, WorkerStatus
-from diptych.core.request import Request
+from diptych.core.request import Request, TokenLogprobs
+
+
+class StartOut(msgspec.Struct, frozen=True):
+    """The prompt has been read. The first part of every answer."""
+
+    num_cached_tokens: int
+    """How many of the prompt's tokens were in the prefix cache."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of the prompt's tokens from the second on; None unless asked for."""
 
 
 class TokensOut(msgspec.Struct, frozen=True):
-    """The next tokens of an answer, in order, at least one."""
+    """The next tokens of one choice, in order, at least one."""
 
     token_ids: list[int]
+    choice: int = 0
+    logprobs: list[TokenLogprobs] | None = None
+    """One a token; None unless asked for."""
 
 
 class EndOut(msgspec.Struct, frozen=True):
-    """The answer is complete."""
+    """A choice is complete."""
 
     reason: FinishReason
-    num_cached_tokens: int
+    choice: int = 0
 
 
-AnswerPart = TokensOut | EndOut
+AnswerPart = StartOut | TokensOut | EndOut
+
+
+class RunningAnswer(Protocol):
+    """An answer on its way, to be iterated over once: a `StartOut`, then tokens and ends of all choices, mixed.
+
+    The last part is the end of the last choice.
+
+    Raises (while iterating): RequestError of the kind that the client shall hear.
+    """
+
+    def __aiter__(self) -> AsyncIterator[AnswerPart]:
+        """Iterate over its parts."""
+        ...
+
+    def stop_choice(self, choice: int) -> None:
+        """End a choice here: its client has all it wants. Its `EndOut` comes next, whatever its workers still do."""
+        ...
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,12 +82,12 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
 class RequestService(Protocol):
     """Serves requests on whatever workers there are."""
 
-    def serve(self, request: Request) -> AbstractAsyncContextManager[AsyncIterator[AnswerPart]]:
-        """Admit and place `request`; iterate over its answer, whose last part is an `EndOut`.
+    def serve(self, request: Request) -> AbstractAsyncContextManager[RunningAnswer]:
+        """Admit and place `request`; return its answer.
 
         Leaving the context before the end aborts the request wherever it is.
 
-        Raises (on entering or while iterating): RequestError of the kind that the client shall hear.
+        Raises: RequestError of the kind that the client shall hear.
         """
         ...
 

@@ -16,7 +16,7 @@ from diptych.core.ids import BlockId
 from diptych.kv.layout import KVLayout
 
 Logits = npt.NDArray[np.float32]
-"""[num_sampled_rows, vocab_size]; the memory is the engine's and holds until the next step."""
+"""[wanted logits of all rows, in order; vocab_size]; the memory is the engine's and holds until the next step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,9 @@ class Row:
     """Tokens of the sequence whose KV is in the blocks already."""
     block_table: Sequence[BlockId]
     """Blocks of the sequence from its first token on; may be longer than needed."""
-    is_sampled: bool
-    """Whether logits of the last token are wanted."""
+    num_logits: int
+    """Of how many of its last tokens logits are wanted: 0 while a prompt is being read, 1 to go on from there, all for
+    the log-probabilities of a prompt."""
 
 
 class StepEngine(Protocol):
@@ -58,7 +59,7 @@ class StepEngine(Protocol):
         ...
 
     def step(self, rows: Sequence[Row]) -> Logits:
-        """Compute all rows, write their KV, return logits of the sampled rows in their order.
+        """Compute all rows, write their KV, return the logits that they want, in their order.
 
         Block tables must have been checked (kv/block_table.py).
 

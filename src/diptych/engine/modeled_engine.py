@@ -20,6 +20,9 @@ from diptych.kv.layout import CacheTensor, KVLayout
 BLOCK_SIZE_TOKENS = 32
 STATE_BYTES = 8
 MASK = 2**64 - 1
+NUM_LIKELY_TOKENS = 8
+UNLIKELY_LOGIT = -30.0
+LIKELY_LOGITS = 8.0 - np.arange(NUM_LIKELY_TOKENS, dtype=np.float32)
 FIRST_TOKEN_ID = 256
 """Lower ids are often control tokens, which would leave no text."""
 
@@ -63,6 +66,8 @@ class ModeledEngine:
         self._cost_model = cost_model
         self._clock = clock
         self._states: npt.NDArray[np.uint64] | None = None
+        self._logits: Logits = np.zeros((0, vocab_size), np.float32)
+        self._set_in_last_step = (np.zeros(0, np.intp), np.zeros(0, np.intp))
 
     def bind(self, blocks: memoryview, num_blocks: int) -> None:
         """Use the shared blocks as an array of states [num_blocks, block_size]."""
@@ -81,24 +86,42 @@ class ModeledEngine:
         duration_s = self._cost_model.step_s([(len(row.token_ids), row.num_past_tokens) for row in rows])
         if duration_s > 0:
             self._clock.sleep(duration_s)
-        last_states = [self._write(row) for row in rows]
-        sampled = [state for row, state in zip(rows, last_states, strict=True) if row.is_sampled]
-        logits = np.full((len(sampled), self.vocab_size), -30.0, np.float32)
-        for index, state in enumerate(sampled):
-            for rank in range(8):
-                logits[index, token_of((state + rank * 7919) & MASK, self.vocab_size)] = 8.0 - rank
-        return logits
+        states = [self._write(row) for row in rows]
+        sampled = [state for row, written in zip(rows, states, strict=True) for state in _last(written, row.num_logits)]
+        return self._logits_of(sampled)
 
-    def _write(self, row: Row) -> int:
+    def _logits_of(self, states: list[int]) -> Logits:
+        if len(self._logits) < len(states):
+            self._logits = np.full((len(states), self.vocab_size), UNLIKELY_LOGIT, np.float32)
+        else:  # a vocabulary is long: only what the last step has set is set back
+            self._logits[self._set_in_last_step] = UNLIKELY_LOGIT
+        rows = np.repeat(np.arange(len(states)), NUM_LIKELY_TOKENS)
+        tokens = [
+            token_of((state + rank * 7919) & MASK, self.vocab_size)
+            for state in states
+            for rank in reversed(range(NUM_LIKELY_TOKENS))  # where two ranks meet, the likelier is written last
+        ]
+        self._set_in_last_step = (rows, np.array(tokens, np.intp))
+        self._logits[self._set_in_last_step] = np.tile(LIKELY_LOGITS[::-1], len(states))
+        return self._logits[: len(states)]
+
+    def _write(self, row: Row) -> list[int]:
+        """Return the states that the row's tokens leave."""
         assert self._states is not None, "bind comes before step"
         position = row.num_past_tokens
         state = self._read(row.block_table, position - 1) if position else 0
+        written: list[int] = []
         for token_id in row.token_ids:
             state = next_state(state, token_id, position)
             self._states[row.block_table[position // BLOCK_SIZE_TOKENS], position % BLOCK_SIZE_TOKENS] = state
             position += 1
-        return state
+            written.append(state)
+        return written
 
     def _read(self, block_table: Sequence[BlockId], position: int) -> int:
         assert self._states is not None
         return int(self._states[block_table[position // BLOCK_SIZE_TOKENS], position % BLOCK_SIZE_TOKENS])
+
+
+def _last(states: list[int], number: int) -> list[int]:
+    return states[len(states) - number :]

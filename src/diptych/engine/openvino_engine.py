@@ -80,11 +80,11 @@ class OpenVinoEngine:
         """Build the kernels of the shapes to come: a first step of a new shape costs up to a second."""
         # Decode rows of one warm-up batch share blocks: what they write is of no use to anyone.
         num_past = min(WARM_UP_CONTEXT_TOKENS, len(block_table) * self.layout.block_size - 1)
-        decode_row = Row([WARM_UP_TOKEN], num_past, block_table, True)
+        decode_row = Row([WARM_UP_TOKEN], num_past, block_table, 1)
         prefill_tokens_per_s = 0.0
         if plan.prefill_tokens:
             num_tokens = min(plan.prefill_tokens, num_past)
-            prompt = Row([WARM_UP_TOKEN] * num_tokens, 0, block_table, True)
+            prompt = Row([WARM_UP_TOKEN] * num_tokens, 0, block_table, 1)
             self.step([decode_row, prompt] if plan.is_mixed else [prompt])
             prefill_tokens_per_s = self._measure_prefill(prompt.token_ids[:SPEED_PROBE_TOKENS], block_table)
         for batch_size in plan.batch_sizes:
@@ -94,7 +94,7 @@ class OpenVinoEngine:
     def _measure_prefill(self, token_ids: Sequence[int], block_table: Sequence[BlockId]) -> float:
         """Return tokens a second of a step that is long enough to tell and short enough not to delay the start."""
         start_s = time.perf_counter()
-        self.step([Row(token_ids, 0, block_table, True)])
+        self.step([Row(token_ids, 0, block_table, 1)])
         return len(token_ids) / (time.perf_counter() - start_s)
 
     def step(self, rows: Sequence[Row]) -> Logits:
@@ -111,15 +111,14 @@ class OpenVinoEngine:
     def _inputs(self, rows: Sequence[Row]) -> dict[str, npt.NDArray[Any]]:
         token_ids: list[int] = []
         block_ids: list[BlockId] = []
-        token_begins, block_begins, sampled = [0], [0], []
+        token_begins, block_begins, sampled = [0], [0], list[int]()
         for row in rows:
             token_ids.extend(row.token_ids)
             num_tokens = row.num_past_tokens + len(row.token_ids)
             block_ids.extend(row.block_table[: self.layout.num_blocks_for(num_tokens)])
             token_begins.append(len(token_ids))
             block_begins.append(len(block_ids))
-            if row.is_sampled:
-                sampled.append(len(token_ids) - 1)
+            sampled.extend(range(len(token_ids) - row.num_logits, len(token_ids)))
         positions = [np.arange(row.num_past_tokens, row.num_past_tokens + len(row.token_ids)) for row in rows]
         return {
             "input_ids": np.array(token_ids, np.int64),

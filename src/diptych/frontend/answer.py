@@ -1,106 +1,212 @@
-"""Follows one request through the service and turns its tokens into text. The way back of a request's life.
+"""Follows requests through the service and turns their tokens into text. The way back of a request's life.
 
-Invariant: however the following ends (end of the answer, stop string, an exception, cancellation), the service's
-context has been left, so blocks are free or being freed.
+Invariant: however the following ends (end of the answers, an exception, cancellation), the service's contexts have been
+left, so blocks are free or being freed.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
 from diptych.core.events import FinishReason
-from diptych.core.request import Request
-from diptych.core.service import EndOut, RequestService
-from diptych.frontend.detokenizer import IncrementalDetokenizer
-from diptych.frontend.openai_responses import AnswerEnd, PromptTokensDetails, Usage
-from diptych.frontend.stop_strings import StopStringMatcher
+from diptych.core.request import Request, TokenLogprobs
+from diptych.core.service import EndOut, RequestService, StartOut
+from diptych.frontend.text.choice_text import ChoiceText, TextOptions, TextPiece
+from diptych.frontend.text.tokenizer import Tokenizer
+
+MAX_WAITING_EVENTS = 16
+"""Of all prompts of a request together: a client that reads slowly slows down all of its answers."""
 
 
-class AnswerText:
-    """The text of one answer as it grows: detokenized, and cut before a stop string."""
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one HTTP request asks for: answers to one prompt, or to several."""
 
-    def __init__(self, detokenizer: IncrementalDetokenizer, stop_strings: list[str]) -> None:
-        self._detokenizer = detokenizer
-        self._matcher = StopStringMatcher(stop_strings) if stop_strings else None
-        self.num_tokens = 0
+    requests: list[Request]
+    """One a prompt; all with the same number of choices."""
+    text: TextOptions
 
     @property
-    def is_stopped(self) -> bool:
-        """Whether a stop string has been found; all later tokens are to be dropped."""
-        return self._matcher is not None and self._matcher.is_stopped
-
-    def push(self, token_ids: list[int]) -> str:
-        """Return the text that may be shown now; may be empty."""
-        if self._matcher is None:
-            self.num_tokens += len(token_ids)
-            return self._detokenizer.push(token_ids)
-        pieces: list[str] = []
-        for token_id in token_ids:
-            # One by one, so that usage does not depend on how many tokens arrived together.
-            self.num_tokens += 1
-            pieces.append(self._matcher.push(self._detokenizer.push((token_id,))))
-            if self._matcher.is_stopped:
-                break
-        return "".join(pieces)
-
-    def finish(self) -> str:
-        """Return the rest, once no token follows."""
-        tail = self._detokenizer.finish()
-        if self._matcher is None:
-            return tail
-        shown = self._matcher.push(tail)
-        return shown + self._matcher.finish()
+    def num_choices(self) -> int:
+        """Answers in all."""
+        return sum(request.num_choices for request in self.requests)
 
 
-async def follow_answer(
-    service: RequestService, request: Request, text: AnswerText
-) -> AsyncGenerator[str | AnswerEnd, None]:
-    """Yield an answer's text in pieces, and its end last.
+@dataclass(frozen=True, slots=True)
+class PromptRead:
+    """A prompt has been read, and its answers begin."""
 
-    The first piece comes with the first token, even if it is empty: the answer has begun. A stop string aborts the
-    request before its last piece is yielded. Close the iterator to abort.
+    prompt: int
+    """Which of the prompts, from 0."""
+    num_cached_tokens: int
+    logprobs: list[TokenLogprobs] | None
+    """Of the prompt's tokens from the second on; None unless asked for."""
 
-    Raises: RequestError as `RequestService.serve`.
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of a choice."""
+
+    choice: int
+    """Counted through all prompts."""
+    piece: TextPiece
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceEnd:
+    """A choice is complete."""
+
+    choice: int
+    reason: FinishReason
+    stop_reason: str | int | None
+    """The stop string or token that ended it; None for anything else."""
+    num_tokens: int
+
+
+AnswerEvent = PromptRead | Delta | ChoiceEnd
+
+
+async def _follow(
+    service: RequestService, tokenizer: Tokenizer, generation: Generation, prompt: int
+) -> AsyncGenerator[AnswerEvent, None]:
+    """Yield what happens to the answers to one prompt. Close the iterator to abort.
+
+    Raises: RequestError as `RequestService.serve` and the answer.
     """
-    end: EndOut | None = None
-    last_piece = ""
-    async with service.serve(request) as parts:
-        async for part in parts:
+    request, options = generation.requests[prompt], generation.text
+    first = prompt * request.num_choices
+    texts = [
+        ChoiceText(tokenizer.start_answer(skip_special_tokens=options.skip_special_tokens), options)
+        for _ in range(request.num_choices)
+    ]
+    async with service.serve(request) as answer:
+        async for part in answer:
+            if isinstance(part, StartOut):
+                yield PromptRead(prompt, part.num_cached_tokens, part.prompt_logprobs)
+                continue
+            text = texts[part.choice]
             if isinstance(part, EndOut):
-                end = part
-                break
-            piece = text.push(part.token_ids)
-            if text.is_stopped:
-                last_piece = piece
-                break
-            yield piece
-    if end is None and not text.is_stopped:
-        raise RuntimeError(f"the service ended {request.request_id} without an EndOut")
-    last_piece += text.finish()
-    yield last_piece
-    yield _answer_end(request, text, end)
+                tail = text.finish()
+                if tail.text or tail.tokens:
+                    yield Delta(first + part.choice, tail)
+                reason = FinishReason.STOP if text.is_stopped else part.reason
+                yield ChoiceEnd(first + part.choice, reason, text.stop_reason, text.num_tokens)
+            elif not text.is_stopped:
+                yield Delta(first + part.choice, text.push(part.token_ids, part.logprobs))
+                if text.is_stopped:
+                    answer.stop_choice(part.choice)
 
 
-def _answer_end(request: Request, text: AnswerText, end: EndOut | None) -> AnswerEnd:
-    is_length = end is not None and end.reason is FinishReason.LENGTH and not text.is_stopped
-    num_prompt_tokens = len(request.prompt_token_ids)
-    usage = Usage(
-        prompt_tokens=num_prompt_tokens,
-        completion_tokens=text.num_tokens,
-        total_tokens=num_prompt_tokens + text.num_tokens,
-        prompt_tokens_details=None if end is None else PromptTokensDetails(end.num_cached_tokens),
-    )
-    return AnswerEnd("length" if is_length else "stop", usage)
+class AnswerEvents:
+    """What happens to all answers of a generation, as it happens. A context manager: leaving it aborts what is left.
 
-
-async def collect_answer(service: RequestService, request: Request, text: AnswerText) -> tuple[str, AnswerEnd]:
-    """Return the whole text of an answer and its end.
-
-    Raises: RequestError as `RequestService.serve`.
+    Raises (while iterating): RequestError as `RequestService.serve` and the answers; the others are aborted then.
     """
-    pieces: list[str] = []
-    async with aclosing(follow_answer(service, request, text)) as answer:
-        async for piece in answer:
-            if isinstance(piece, AnswerEnd):
-                return "".join(pieces), piece
-            pieces.append(piece)
-    raise AssertionError("follow_answer ends with an AnswerEnd")
+
+    def __init__(self, service: RequestService, tokenizer: Tokenizer, generation: Generation) -> None:
+        self._followers = [
+            _follow(service, tokenizer, generation, prompt) for prompt in range(len(generation.requests))
+        ]
+        self._events: asyncio.Queue[AnswerEvent | BaseException | None] = asyncio.Queue(MAX_WAITING_EVENTS)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        """Begin. A single prompt is followed by whoever iterates; for several there is a task each."""
+        if len(self._followers) > 1:
+            self._tasks = [asyncio.create_task(self._pass_on(follower)) for follower in self._followers]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End what still runs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for follower in self._followers:
+            await follower.aclose()
+
+    async def __aiter__(self) -> AsyncGenerator[AnswerEvent, None]:
+        """Iterate over the events; those of each prompt are in order."""
+        if not self._tasks:
+            async for event in self._followers[0]:
+                yield event
+            return
+        num_open = len(self._tasks)
+        while num_open:
+            next_event = await self._events.get()
+            if isinstance(next_event, BaseException):
+                raise next_event
+            if next_event is None:
+                num_open -= 1
+            else:
+                yield next_event
+
+    async def _pass_on(self, follower: AsyncGenerator[AnswerEvent, None]) -> None:
+        try:
+            async with aclosing(follower) as events:
+                async for event in events:
+                    await self._events.put(event)
+        except Exception as error:  # raised again where the events are read
+            await self._events.put(error)
+        else:
+            await self._events.put(None)
+
+
+@dataclass(slots=True)
+class WholeChoice:
+    """A choice that was not streamed."""
+
+    pieces: list[TextPiece] = field(default_factory=list)
+    end: ChoiceEnd | None = None
+
+    @property
+    def piece(self) -> TextPiece:
+        """All of it."""
+        tokens = [token for piece in self.pieces for token in piece.tokens]
+        num_tokens = sum(piece.num_tokens for piece in self.pieces)
+        return TextPiece("".join([piece.text for piece in self.pieces]), num_tokens, tokens)
+
+    @property
+    def ended(self) -> ChoiceEnd:
+        """Its end."""
+        assert self.end is not None, "a whole answer has all its ends"
+        return self.end
+
+
+@dataclass(slots=True)
+class WholeAnswer:
+    """All answers of a generation, put together from their events."""
+
+    choices: list[WholeChoice]
+    prompts: dict[int, PromptRead] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, num_choices: int) -> "WholeAnswer":
+        """Return an answer of which nothing has come."""
+        return cls([WholeChoice() for _ in range(num_choices)])
+
+    def add(self, event: AnswerEvent) -> None:
+        """Take what happens next."""
+        match event:
+            case PromptRead():
+                self.prompts[event.prompt] = event
+            case Delta():
+                self.choices[event.choice].pieces.append(event.piece)
+            case ChoiceEnd():
+                self.choices[event.choice].end = event
+
+
+async def collect_answer(service: RequestService, tokenizer: Tokenizer, generation: Generation) -> WholeAnswer:
+    """Return all answers of a generation.
+
+    Raises: RequestError as `RequestService.serve` and the answers.
+    """
+    whole = WholeAnswer.empty(generation.num_choices)
+    async with AnswerEvents(service, tokenizer, generation) as events:
+        async for event in events:
+            whole.add(event)
+    return whole

@@ -1,35 +1,22 @@
-"""The routes: OpenAI's API for text, health, and a view on the cluster. Puts the frontend's parts together."""
+"""The web application: routes behind middleware. Puts the frontend's parts together."""
 
-import time
-
-import msgspec
 from fastapi import FastAPI
-from fastapi import Request as HttpRequest
-from starlette.responses import Response
+from starlette.middleware.cors import CORSMiddleware
 
 from diptych.core.clock import Clock, SystemClock
-from diptych.core.request import Request
 from diptych.core.service import RequestService
-from diptych.frontend.answer import AnswerText, collect_answer
-from diptych.frontend.client_connection import ClientConnection, ClientGoneError, Intake
-from diptych.frontend.errors import ErrorBody, install_error_handlers
-from diptych.frontend.event_stream import EventStream
-from diptych.frontend.middleware import Gate, LastResort
-from diptych.frontend.openai_requests import ChatCompletionRequest, CompletionRequest
-from diptych.frontend.openai_responses import ChatShape, CompletionShape, ModelCard, ModelList, ResponseShape
+from diptych.core.version import __version__
+from diptych.frontend.answering import Answering
+from diptych.frontend.client_connection import Intake
+from diptych.frontend.errors import install_error_handlers
+from diptych.frontend.middleware import Gate, LastResort, PathPrefix
+from diptych.frontend.openapi import install_schema
 from diptych.frontend.request_translation import RequestTranslator
+from diptych.frontend.routes.cluster import add_cluster_routes
+from diptych.frontend.routes.generation import add_chat_and_completions, add_responses
+from diptych.frontend.routes.text import add_text_routes
 from diptych.frontend.settings import FrontendSettings
-from diptych.frontend.tokenizer import Tokenizer
-
-ERROR_RESPONSES: dict[int | str, dict[str, object]] = {
-    400: {"model": ErrorBody, "description": "The request must be changed; `param` says where."},
-    404: {"model": ErrorBody, "description": "No such model."},
-    413: {"model": ErrorBody, "description": "The body is too long."},
-    429: {"model": ErrorBody, "description": "Overloaded; Retry-After says when to come back."},
-    503: {"model": ErrorBody, "description": "No worker can take it now."},
-}
-NGINX_STATUS_CLIENT_GONE = 499
-"""Nobody reads it; a proxy's log or a test may."""
+from diptych.frontend.text.tokenizer import Tokenizer
 
 
 def create_app(
@@ -38,105 +25,33 @@ def create_app(
     """Return the web application. `app.state.intake` is its `Intake`, which the server closes to drain."""
     clock = clock or SystemClock()
     intake = Intake(settings.max_in_flight_requests)
-    app = FastAPI(title="Diptych", summary="OpenAI's API for text", redirect_slashes=False)
+    app = FastAPI(title="Diptych", summary="OpenAI's API for text", version=__version__, redirect_slashes=False)
     app.state.intake = intake
     install_error_handlers(app)
-    # The last to be added is the first to see a request.
+    _add_middleware(app, intake, settings)
+    translator = RequestTranslator(tokenizer, settings, clock)
+    answering = Answering(service, tokenizer, clock, intake)
+    add_chat_and_completions(app, answering, translator)
+    add_responses(app, answering, translator, tokenizer)
+    add_text_routes(app, translator, tokenizer, settings)
+    add_cluster_routes(app, service, intake)
+    install_schema(app)
+    return app
+
+
+def _add_middleware(app: FastAPI, intake: Intake, settings: FrontendSettings) -> None:
+    """Add what stands before the routes; the last to be added is the first to see a request."""
     app.add_middleware(
         Gate, intake=intake, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s
     )
     app.add_middleware(LastResort)
-    translator = RequestTranslator(tokenizer, settings, clock)
-    _add_generation_routes(app, _Generation(service, tokenizer, clock, intake), translator)
-    _add_model_routes(app, translator, settings)
-    _add_cluster_routes(app, service, intake)
-    return app
-
-
-class _Generation:
-    """Serves a request that has been translated, streaming or not."""
-
-    def __init__(self, service: RequestService, tokenizer: Tokenizer, clock: Clock, intake: Intake) -> None:
-        self._service = service
-        self._tokenizer = tokenizer
-        self._clock = clock
-        self._intake = intake
-
-    async def answer(
-        self,
-        http_request: HttpRequest,
-        body: ChatCompletionRequest | CompletionRequest,
-        request: Request,
-        shape: ResponseShape,
-    ) -> Response:
-        text = AnswerText(self._tokenizer.start_answer(), body.stop_strings)
-        connection = ClientConnection(http_request.receive, self._intake, request.deadline_s - self._clock.now_s())
-        response: Response
-        if body.stream:
-            response = EventStream(self._service, request, text, shape, connection)
-        else:
-            try:
-                whole_text, end = await connection.run(collect_answer(self._service, request, text))
-            except ClientGoneError:
-                return Response(status_code=NGINX_STATUS_CLIENT_GONE)
-            response = Response(shape.whole(whole_text, end), media_type="application/json")
-        response.headers["X-Request-Id"] = request.request_id
-        return response
-
-
-def _add_generation_routes(app: FastAPI, generation: _Generation, translator: RequestTranslator) -> None:
-    @app.post("/v1/chat/completions", responses=ERROR_RESPONSES)
-    async def create_chat_completion(body: ChatCompletionRequest, http_request: HttpRequest) -> Response:
-        """Answer a conversation."""
-        request = translator.from_chat(body)
-        shape = ChatShape(request.request_id, int(time.time()), body.model, with_usage=body.wants_stream_usage)
-        return await generation.answer(http_request, body, request, shape)
-
-    @app.post("/v1/completions", responses=ERROR_RESPONSES)
-    async def create_completion(body: CompletionRequest, http_request: HttpRequest) -> Response:
-        """Continue a text."""
-        request = translator.from_completion(body)
-        shape = CompletionShape(request.request_id, int(time.time()), body.model, with_usage=body.wants_stream_usage)
-        return await generation.answer(http_request, body, request, shape)
-
-
-def _add_model_routes(app: FastAPI, translator: RequestTranslator, settings: FrontendSettings) -> None:
-    card = ModelCard(settings.model_name, int(time.time()), settings.max_model_len)
-
-    @app.get("/v1/models")
-    async def list_models() -> Response:
-        """List the one model that is served."""
-        return _json(ModelList([card]))
-
-    @app.get("/v1/models/{model:path}", responses={404: ERROR_RESPONSES[404]})
-    async def retrieve_model(model: str) -> Response:
-        """Describe a model."""
-        translator.check_model(model)
-        return _json(card)
-
-
-def _add_cluster_routes(app: FastAPI, service: RequestService, intake: Intake) -> None:
-    @app.get("/health")
-    async def health() -> Response:
-        """Answer 200 as long as this process lives."""
-        return _json({"status": "ok"})
-
-    @app.get("/ready")
-    async def ready() -> Response:
-        """Answer 200 if requests can be served now, else 503."""
-        status = service.status().health if intake.is_open else "draining"
-        return _json({"status": status}, 200 if status == "ready" else 503)
-
-    @app.get("/diptych/status")
-    async def cluster_status() -> Response:
-        """Describe every worker."""
-        return _json(service.status())
-
-    @app.get("/diptych/requests")
-    async def recent_requests() -> Response:
-        """List the last requests to end, oldest first: sizes and times, no text."""
-        return _json(service.recent_requests())
-
-
-def _json(content: object, status_code: int = 200) -> Response:
-    return Response(msgspec.json.encode(content), status_code, media_type="application/json")
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    if settings.root_path:
+        app.add_middleware(PathPrefix, prefix=settings.root_path)

@@ -106,7 +106,8 @@ async def _on_request_error(_: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
-    return error_response(_describe_validation_error(cast(RequestValidationError, error).errors()))
+    described = cast(RequestValidationError, error)
+    return error_response(describe_validation_error(described.errors(), described.body))
 
 
 async def _on_http_exception(request: Request, exception: Exception) -> Response:
@@ -126,24 +127,44 @@ async def _on_http_exception(request: Request, exception: Exception) -> Response
     return error_response(described, error.headers)
 
 
-def _describe_validation_error(errors: Sequence[Any]) -> InvalidRequestError:
-    """Turn pydantic's list of findings into one line about the first."""
-    first: dict[str, Any] = errors[0]
-    location: list[str | int] = list(first["loc"])[1:]
-    context: dict[str, Any] = first.get("ctx") or {}
-    if first["type"] == "json_invalid":
+def describe_validation_error(errors: Sequence[Any], body: object) -> InvalidRequestError:
+    """Turn pydantic's list of findings about `body` (each place begins with "body") into one line about one of them."""
+    finding = _most_telling(errors)
+    location: list[str | int] = list(finding["loc"])[1:]
+    context: dict[str, Any] = finding.get("ctx") or {}
+    if finding["type"] == "json_invalid":
         return InvalidRequestError(f"the body is not valid JSON: {context.get('error')}", code="invalid_json")
-    if "parameter" in context:
-        location.append(context["parameter"])
-    if not location:
+    if not location and "parameter" not in context:
         return InvalidRequestError(
             "the body must be a JSON object, sent with the header Content-Type: application/json"
         )
-    param = _path(location)
-    if first["type"] == "extra_forbidden":
+    steps = _steps_of_body(location, body, is_missing=finding["type"] == "missing")
+    param = _path([*steps, *([context["parameter"]] if "parameter" in context else [])])
+    if finding["type"] == "extra_forbidden":
         return InvalidRequestError(f"unrecognized request argument: {param}", param=param, code="unknown_parameter")
-    code = "unsupported_parameter" if first["type"] == "unsupported_parameter" else None
-    return InvalidRequestError(f"{param}: {first['msg']}", param=param, code=code)
+    code = "unsupported_parameter" if finding["type"] == "unsupported_parameter" else None
+    return InvalidRequestError(f"{param}: {finding['msg']}", param=param, code=code)
+
+
+def _most_telling(errors: Sequence[Any]) -> dict[str, Any]:
+    """Return the first finding or, where its field may have several forms, the one that got furthest into it."""
+    first: dict[str, Any] = errors[0]
+    of_same_field = [error for error in errors if error["loc"][:2] == first["loc"][:2]]
+    return max(of_same_field, key=lambda error: len(error["loc"]), default=first)
+
+
+def _steps_of_body(location: Sequence[str | int], body: Any, *, is_missing: bool) -> list[str | int]:
+    """Return the steps that lead to a place in the body: pydantic also names the form that it tried."""
+    steps: list[str | int] = []
+    for number, step in enumerate(location, start=1):
+        is_key = isinstance(body, dict) and step in body
+        is_index = isinstance(body, list) and isinstance(step, int) and step < len(body)
+        if is_key or is_index:
+            body = body[step]
+        elif not (is_missing and number == len(location)):
+            continue
+        steps.append(step)
+    return steps
 
 
 def _path(location: Sequence[str | int]) -> str:

@@ -12,6 +12,24 @@ from diptych.frontend.errors import BodyTimeoutError, BodyTooLargeError, Interna
 log = logging.getLogger(__name__)
 
 
+class PathPrefix:
+    """Lets the server be reached under a path, whether or not a proxy in front of it takes the path away."""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = "/" + prefix.strip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if path == self._prefix or path.startswith(self._prefix + "/"):
+                path = path[len(self._prefix) :] or "/"
+            # Links in the documentation pages then name the path that the browser has to ask for.
+            scope = {**scope, "path": self._prefix + path, "root_path": self._prefix}
+        await self._app(scope, receive, send)
+
+
 class LastResort:
     """Answers an exception that nobody expected with a bare 500 and writes it to the log."""
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from diptych.core.version import __version__
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendSettings:
@@ -11,6 +13,15 @@ class FrontendSettings:
     """The one name that clients may ask for."""
     max_model_len: int
     """Most tokens of prompt and answer together."""
+    model_key: str = ""
+    """Names the weights."""
+    eos_token_ids: frozenset[int] = frozenset()
+    chat_template: str | None = None
+    """In place of the model's own; Jinja."""
+    root_path: str = ""
+    """Under which a proxy has this server, such as `/llm`; empty: none."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages of these origins may call; `*`: of all. Empty: none."""
     request_timeout_s: float = 600.0
     """From the whole HTTP request read to the last byte of the answer sent."""
     max_body_bytes: int = 4_000_000
@@ -19,3 +30,8 @@ class FrontendSettings:
     """A body that takes longer to arrive gets 408."""
     max_in_flight_requests: int = 4096
     """POSTs being read, served or sent at one time; one more gets 429."""
+
+    @property
+    def system_fingerprint(self) -> str:
+        """What answers of a seed depend on besides the request: software and weights."""
+        return f"diptych-{__version__}-{self.model_key[:8] or 'unknown'}"

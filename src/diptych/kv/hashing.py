@@ -22,10 +22,16 @@ class BlockHasher:
         if block_size < 1:
             raise AssertionError(f"a block holds at least one token, not {block_size}")
         self.block_size = block_size
+        self._model_key = model_key
+        self._layout_fingerprint = layout_fingerprint
         # repr quotes each part, so no two different settings spell the same text.
         settings = repr((model_key, layout_fingerprint, cache_salt, block_size)).encode("utf-8", "surrogatepass")
         # BLAKE2's personalization enters every hash at no cost, unlike its key, which takes a compression of its own.
         self._root = hashlib.blake2b(settings, digest_size=HASH_BYTES).digest()
+
+    def salted(self, cache_salt: str) -> "BlockHasher":
+        """Return the hasher of another cache salt: requests share blocks only with those of the same salt."""
+        return BlockHasher(self._model_key, self._layout_fingerprint, cache_salt, block_size=self.block_size)
 
     def hash_blocks(self, token_ids: Sequence[int]) -> list[BlockHash]:
         """Return one hash for each full block of `token_ids`; the tokens after the last full block have none.

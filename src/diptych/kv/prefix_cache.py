@@ -93,6 +93,13 @@ class PrefixCache:
             blocks.append(block_id)
         return blocks
 
+    def share(self, block_ids: Sequence[BlockId]) -> None:
+        """Take one more reference on each of these blocks, which someone is using already; as after `match`."""
+        for block_id in block_ids:
+            if block_id in self._evictable:
+                raise AssertionError(f"block {block_id} has no user to share it with")
+            self._pool.share(block_id)
+
     def try_allocate(self, num_blocks: int) -> list[BlockId] | None:
         """Return `num_blocks` blocks to write, with a reference on each; None means not enough now, nothing changed.
 

@@ -17,7 +17,7 @@ from diptych.core.messages import ToRouter
 from diptych.frontend.app import create_app
 from diptych.frontend.server import FrontendServer
 from diptych.frontend.settings import FrontendSettings
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 from diptych.kv.hashing import BlockHasher
 from diptych.router.router import Router
 from diptych.router.settings import RouterSettings
@@ -51,6 +51,11 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
     settings = FrontendSettings(
         model_name=order.model.name,
         max_model_len=order.max_model_len,
+        model_key=order.model.key,
+        eos_token_ids=frozenset(order.model.eos_token_ids),
+        chat_template=order.chat_template,
+        root_path=order.root_path,
+        cors_origins=tuple(order.cors_origins),
         request_timeout_s=order.request_timeout_s,
     )
     server = FrontendServer(create_app(router, tokenizer, settings, clock), order.host, order.port)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ from diptych.core.control import (
     StartFailure,
     WorkerOrder,
 )
-from diptych.core.errors import LaunchError, PeerUnreachableError
+from diptych.core.errors import ConfigError, LaunchError, PeerUnreachableError
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role, WorkerExited
 from diptych.kv.header import SegmentHeader
@@ -67,6 +68,7 @@ class LocalCluster:
         self._config = config
         self._model = model
         self._roles = roles_of(config)
+        self._chat_template = None if config.chat_template is None else read_template(config.chat_template)
         self._cores = share_cores(usable_cores(config.cores), self._roles)
         self._directory = RunDirectory()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -218,6 +220,9 @@ class LocalCluster:
             endpoint=self._directory.endpoint("router"),
             host=config.host,
             port=config.port,
+            root_path=config.root_path,
+            cors_origins=config.cors_origins,
+            chat_template=self._chat_template,
             cores=self._cores.frontend,
             layout_fingerprint=layout.fingerprint,
             block_size=layout.block_size,
@@ -291,6 +296,21 @@ class LocalCluster:
             self._is_stopping.set()
             self._watcher.join()
             self._watcher = None
+
+
+def read_template(path: Path) -> str:
+    """Return a chat template's text.
+
+    Raises: ConfigError if it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ConfigError(f"--chat-template: cannot read {path}: {reason}") from None
+    if not text.strip():
+        raise ConfigError(f"--chat-template: {path} is empty")
+    return text
 
 
 def roles_of(config: ServeConfig) -> dict[WorkerId, Role]:

@@ -1,17 +1,93 @@
-"""An answer on its way from the workers to the HTTP stream: put in order, each token once.
+"""An answer on its way from the workers to the HTTP stream: each choice put in order, each token once.
 
 The first token comes from the prefill worker's socket and the rest from the decode worker's, so token 1, and even the
 end, may be here before token 0. Nothing is handed out before all that precedes it.
 
-Invariants: the stream yields tokens 0, 1, 2, ... without gap or repetition, then one end or one error, and nothing
-after that. The buffer needs no limit of its own: a token is kept at most once and only below `max_tokens`, so it never
-holds more than `max_tokens` numbers, however slowly the client reads and whatever the workers send.
+Invariants: the stream yields one start, then for each choice tokens 0, 1, 2, ... without gap or repetition and one end,
+or at last one error, and nothing after that. The buffers need no limit of their own: a token is kept at most once and
+only below `max_tokens`, so a choice never holds more than `max_tokens` of them, however slowly the client reads and
+whatever the workers send.
 """
 
 import asyncio
+from collections.abc import Iterable
 
 from diptych.core.errors import RequestError
-from diptych.core.service import AnswerPart, EndOut, TokensOut
+from diptych.core.events import FinishReason
+from diptych.core.messages import TokenEvent
+from diptych.core.request import TokenLogprobs
+from diptych.core.service import AnswerPart, EndOut, StartOut, TokensOut
+
+
+class Choice:
+    """One choice of an answer."""
+
+    def __init__(self, number: int, max_tokens: int) -> None:
+        self.number = number
+        self.num_in_order = 0
+        """Tokens that the stream has got or can get now; the next one to come has this index."""
+        self.end: EndOut | None = None
+        """Set once all tokens before it are here; nothing changes the choice any more."""
+        self._max_tokens = self._limit = max_tokens
+        self._readable: list[TokenEvent] = []
+        self._out_of_order: dict[int, TokenEvent] = {}
+        self._held_end: EndOut | None = None
+        self._is_end_read = False
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the stream can get anything now."""
+        return bool(self._readable) or (self.end is not None and not self._is_end_read)
+
+    def put_token(self, token: TokenEvent) -> bool:
+        """Take a token; False: it was here already, or none can have this index, or the choice has ended."""
+        index = token.index
+        if self.end is not None or not self.num_in_order <= index < self._limit or index in self._out_of_order:
+            return False
+        if index == self.num_in_order and not self._out_of_order:
+            self._readable.append(token)
+            self.num_in_order += 1
+        else:
+            self._out_of_order[index] = token
+            while self.num_in_order in self._out_of_order:
+                self._readable.append(self._out_of_order.pop(self.num_in_order))
+                self.num_in_order += 1
+        self._end_if_complete()
+        return True
+
+    def put_end(self, end: EndOut, num_output_tokens: int) -> None:
+        """Take the end; the stream gets it once all `num_output_tokens` tokens have come."""
+        if self._held_end is None:
+            self._held_end = end
+            self._limit = num_output_tokens
+            self._end_if_complete()
+
+    def stop(self) -> None:
+        """End here, after what the stream has got: what it has not is of no use to anyone."""
+        if self.end is None:
+            self._readable.clear()
+            self._out_of_order.clear()
+            self.end = EndOut(FinishReason.STOP, self.number)
+
+    def restart(self) -> None:
+        """Forget what came out of order: another attempt brings its own."""
+        self._out_of_order.clear()
+        self._held_end, self._limit = None, self._max_tokens
+
+    def _end_if_complete(self) -> None:
+        if self._held_end is not None and self.num_in_order >= self._limit:
+            self.end = self._held_end
+            self._out_of_order.clear()
+
+    def read(self) -> AnswerPart:
+        """Return what is new."""
+        if self._readable:
+            tokens, self._readable = self._readable, []
+            logprobs = [token.logprobs for token in tokens if token.logprobs is not None]
+            return TokensOut([token.token_id for token in tokens], self.number, logprobs or None)
+        assert self.end is not None and not self._is_end_read
+        self._is_end_read = True
+        return self.end
 
 
 class Answer:
@@ -20,86 +96,93 @@ class Answer:
     Iterating waits without a limit of its own: the router's deadline sweep ends every answer.
     """
 
-    def __init__(self, max_tokens: int) -> None:
-        self._max_tokens = max_tokens
-        self._num_in_order = 0
-        """Tokens that the stream has got or can get now; the next one to come has this index."""
-        self._readable: list[int] = []
-        self._out_of_order: dict[int, int] = {}
-        self._held_end: tuple[EndOut, int] | None = None
-        """The end, and how many tokens come before it."""
-        self._outcome: EndOut | RequestError | None = None
-        self._is_end_read = False
+    def __init__(self, max_tokens: int, num_choices: int = 1) -> None:
+        self._choices = [Choice(number, max_tokens) for number in range(num_choices)]
+        self._start: StartOut | None = None
+        self._is_start_read = False
+        self._error: RequestError | None = None
         self._wake = asyncio.Event()
 
     @property
     def num_in_order(self) -> int:
-        """Tokens that the client has got or will get whatever happens."""
-        return self._num_in_order
+        """Tokens, of all choices, that the client has got or will get whatever happens."""
+        return sum(choice.num_in_order for choice in self._choices)
 
     @property
     def is_settled(self) -> bool:
         """Whether the stream's end is decided; nothing changes it any more."""
-        return self._outcome is not None
+        return self._error is not None or all(choice.end is not None for choice in self._choices)
 
     @property
-    def is_end_held(self) -> bool:
-        """Whether the end is here while tokens before it are missing."""
-        return self._held_end is not None and self._outcome is None
+    def num_cached_tokens(self) -> int:
+        """How many of the prompt's tokens were in the prefix cache, as far as known."""
+        return 0 if self._start is None else self._start.num_cached_tokens
 
-    def put_token(self, index: int, token_id: int) -> bool:
-        """Take a token; False: it was here already, or none can have this index, or the stream is settled."""
-        limit = self._max_tokens if self._held_end is None else self._held_end[1]
-        if self.is_settled or not self._num_in_order <= index < limit or index in self._out_of_order:
+    @property
+    def reasons(self) -> Iterable[FinishReason]:
+        """Why each choice that has ended did so."""
+        return [choice.end.reason for choice in self._choices if choice.end is not None]
+
+    def has_ended(self, number: int | None) -> bool:
+        """Whether the stream's end of a choice (None: of all) is decided."""
+        return all(choice.end is not None for choice in self._choices if number in {None, choice.number})
+
+    def has_choice(self, number: int) -> bool:
+        """Whether the answer has a choice of this number."""
+        return 0 <= number < len(self._choices)
+
+    def put_start(self, num_cached_tokens: int, prompt_logprobs: list[TokenLogprobs] | None) -> None:
+        """Take the news that the prompt has been read; only the first counts."""
+        if self._start is None:
+            self._start = StartOut(num_cached_tokens, prompt_logprobs)
+            self._wake.set()
+
+    def put_token(self, token: TokenEvent) -> bool:
+        """Take a token of a choice; False if it is of no use (see `Choice.put_token`)."""
+        if self._error is not None or not self.has_choice(token.choice):
             return False
-        self._out_of_order[index] = token_id
-        while self._num_in_order in self._out_of_order:
-            self._readable.append(self._out_of_order.pop(self._num_in_order))
-            self._num_in_order += 1
-        self._settle_if_complete()
+        is_new = self._choices[token.choice].put_token(token)
         self._wake.set()
-        return True
+        return is_new
 
-    def put_end(self, end: EndOut, num_output_tokens: int) -> None:
-        """Take the end; the stream gets it once all `num_output_tokens` tokens have come."""
-        if not self.is_settled and self._held_end is None:
-            self._held_end = (end, num_output_tokens)
-            self._settle_if_complete()
+    def put_end(self, number: int, reason: FinishReason, num_output_tokens: int) -> None:
+        """Take the end of a choice; the stream gets it once its `num_output_tokens` tokens have come."""
+        if self._error is None and self.has_choice(number):
+            self._choices[number].put_end(EndOut(reason, number), num_output_tokens)
+            self._wake.set()
+
+    def stop(self, number: int) -> None:
+        """End a choice here, as its client asks."""
+        self._choices[number].stop()
+        self._wake.set()
 
     def fail(self, error: RequestError) -> None:
         """Let the stream raise `error` after the tokens that are in order; without effect if it is settled."""
         if not self.is_settled:
-            self._settle(error)
+            self._error = error
+            self._wake.set()
 
     def restart(self) -> None:
         """Forget tokens that came out of order: another attempt brings its own. Only while none came in order."""
-        if self._num_in_order:
+        if self.num_in_order:
             raise AssertionError("the client has tokens of this attempt already")
-        self._out_of_order.clear()
-
-    def _settle_if_complete(self) -> None:
-        if self._held_end is not None and self._num_in_order >= self._held_end[1]:
-            self._settle(self._held_end[0])
-
-    def _settle(self, outcome: EndOut | RequestError) -> None:
-        self._outcome = outcome
-        self._out_of_order.clear()
-        self._wake.set()
+        for choice in self._choices:
+            choice.restart()
 
     def __aiter__(self) -> "Answer":
         return self
 
     async def __anext__(self) -> AnswerPart:
-        while not self._readable and self._outcome is None:
+        while True:
+            news = next((choice for choice in self._choices if choice.has_news), None)
+            if not self._is_start_read and (news is not None or self._start is not None):
+                self._is_start_read = True
+                return self._start or StartOut(0)
+            if news is not None:
+                return news.read()
+            if self._error is not None:
+                raise self._error
+            if self.is_settled:
+                raise StopAsyncIteration
             self._wake.clear()
             await self._wake.wait()
-        if self._readable:
-            part = TokensOut(self._readable)
-            self._readable = []
-            return part
-        if isinstance(self._outcome, RequestError):
-            raise self._outcome
-        if self._outcome is None or self._is_end_read:
-            raise StopAsyncIteration
-        self._is_end_read = True
-        return self._outcome

@@ -16,6 +16,7 @@ from diptych.core.errors import (
     RequestTimeoutError,
     UnavailableError,
 )
+from diptych.core.events import FinishReason
 from diptych.core.ids import BlockHash, RequestId
 from diptych.core.messages import (
     Abort,
@@ -29,7 +30,6 @@ from diptych.core.messages import (
     Tokens,
 )
 from diptych.core.request import Request
-from diptych.core.service import EndOut
 from diptych.router.answer import Answer
 from diptych.router.history import History
 from diptych.router.in_flight import InFlight, Phase
@@ -72,7 +72,7 @@ class Follower:
         flight = InFlight(
             request=request,
             prompt_hashes=hashes,
-            answer=Answer(request.sampling.max_tokens),
+            answer=Answer(request.sampling.max_tokens, request.num_choices),
             placement=self._place(request, hashes, set()),
             give_up_s=request.deadline_s + self._settings.deadline_grace_s,
         )
@@ -87,8 +87,21 @@ class Follower:
         self._decide(flight, "aborted", UnavailableError("the client has left this answer"))
         self._abort_or_close(flight)
 
+    def stop_choice(self, flight: InFlight, choice: int) -> None:
+        """End a choice whose client has all it wants; without effect if the request has its outcome."""
+        if flight.outcome is not None:
+            return
+        flight.answer.stop(choice)
+        if choice in flight.open_choices:
+            self._send_abort(flight, choice)
+        self._on_progress(flight)
+
     def on_tokens(self, message: Tokens) -> None:
         """Pass on a step's tokens, then its ends."""
+        for started in message.started:
+            flight = self._in_flight.get(started.request_id)
+            if flight is not None and started.attempt == flight.attempt:
+                flight.answer.put_start(started.num_cached_tokens, started.prompt_logprobs)
         for event in message.tokens:
             self._on_token(event)
         for finished in message.finished:
@@ -117,31 +130,33 @@ class Follower:
         # The sender is not compared: a first token that outlived its prefill worker is as good as any, and its decode
         # worker, which was told of it by `Filled`, may never send it again.
         flight = self._in_flight.get(event.request_id)
-        if (
-            flight is None
-            or event.attempt != flight.attempt
-            or not flight.answer.put_token(event.index, event.token_id)
-        ):
+        if flight is None or event.attempt != flight.attempt or not flight.answer.put_token(event):
             return
         if event.index == 0:
             flight.placement.on_prefilled(event.request_id)
         if (len(flight.request.prompt_token_ids) + event.index) % self._block_size == 0:
             flight.placement.on_block_full(event.request_id)
-        if flight.answer.is_settled and flight.finished is not None:
-            self._finish(flight, flight.finished)
+        if flight.answer.is_settled:
+            self._on_progress(flight)
 
     def _on_finished(self, flight: InFlight, finished: Finished) -> None:
-        flight.placement.release(flight.request_id)
-        flight.finished = finished
-        if flight.phase is Phase.ABORTING:
-            self._close(flight, finished)
-            return
-        flight.answer.put_end(EndOut(finished.reason, finished.num_cached_tokens), finished.num_output_tokens)
-        if flight.answer.is_settled:
-            self._finish(flight, finished)
-        else:
-            flight.phase = Phase.END_HELD
-            flight.give_up_s = min(flight.give_up_s, self._clock.now_s() + self._settings.lost_token_timeout_s)
+        flight.close_choice(finished)
+        flight.answer.put_end(finished.choice, finished.reason, finished.num_output_tokens)
+        self._on_progress(flight)
+
+    def _on_progress(self, flight: InFlight) -> None:
+        """See what the request still waits for: tokens, the worker's last words, both, or nothing."""
+        if flight.outcome is None and flight.answer.is_settled:
+            is_all_stop = all(reason is FinishReason.STOP for reason in flight.answer.reasons)
+            self._decide(flight, (FinishReason.STOP if is_all_stop else FinishReason.LENGTH).value, None)
+            self._wait_for_ends(flight)
+        elif not flight.open_choices:
+            flight.placement.release(flight.request_id)
+            if flight.phase is Phase.ABORTING:
+                self._close(flight)
+            elif flight.phase is Phase.SERVING:
+                flight.phase = Phase.END_HELD
+                flight.give_up_s = min(flight.give_up_s, self._clock.now_s() + self._settings.lost_token_timeout_s)
 
     def _on_failed(self, flight: InFlight, failed: Failed) -> None:
         if flight.phase is Phase.ABORTING:
@@ -152,10 +167,12 @@ class Follower:
             self._fail(flight, _error_of(failed), failed)
 
     def _on_aborted(self, flight: InFlight, aborted: Aborted) -> None:
-        if flight.phase is not Phase.ABORTING:
+        if flight.phase is Phase.SERVING and not flight.answer.has_ended(aborted.choice):
             error = UnavailableError(f"worker {flight.placement.decode.worker_id} dropped the request; send it again")
-            self._decide(flight, "failed", error)
-        self._close(flight, aborted)
+            self._fail(flight, error, None)
+            return
+        flight.close_choice(aborted)
+        self._on_progress(flight)
 
     def on_worker_gone(self, life: WorkerLife) -> None:
         """Move the requests of a life that is over, or end them."""
@@ -169,7 +186,7 @@ class Follower:
     def _on_decode_gone(self, flight: InFlight) -> None:
         worker_id = flight.placement.decode.worker_id
         if flight.phase is Phase.ABORTING:
-            self._close(flight, None)
+            self._close(flight)
         elif flight.phase is Phase.SERVING and flight.answer.num_in_order == 0:
             self._retry(flight, f"worker {worker_id} died before it answered")
         elif flight.phase is Phase.SERVING:
@@ -190,10 +207,10 @@ class Follower:
                     self._abort_or_close(flight)
                 case Phase.END_HELD:
                     lost = UnavailableError("a part of the answer was lost with a worker; send the request again")
-                    self._fail(flight, lost, flight.finished)
+                    self._fail(flight, lost, None)
                 case Phase.ABORTING:
                     log.warning("%s did not confirm the end of %s in time", worker_id, flight.request_id)
-                    self._close(flight, None)
+                    self._close(flight)
 
     def stop(self) -> None:
         """End all requests: nobody will receive their messages any more."""
@@ -201,7 +218,7 @@ class Follower:
             if flight.outcome is None:
                 self._decide(flight, "failed", UnavailableError("the server is shutting down; send the request again"))
                 self._abort_or_close(flight)
-            self._close(flight, flight.finished)
+            self._close(flight)
 
     def _place(self, request: Request, hashes: list[BlockHash], excluded: set[PeerAddress]) -> Placement:
         """Choose workers. Raises: RequestTimeoutError, UnavailableError."""
@@ -225,7 +242,7 @@ class Follower:
                 self._move(flight, str(error))
             else:
                 flight.routed_s = self._clock.now_s()
-                flight.placement.assign(flight.request_id)
+                flight.placement.assign(flight.request_id, flight.request.num_choices)
                 return
 
     def _move(self, flight: InFlight, reason: str) -> None:
@@ -247,6 +264,7 @@ class Follower:
         """Make another attempt at a request of which no token has come; fail it if there is none left."""
         flight.placement.release(flight.request_id)
         flight.answer.restart()
+        flight.reopen()
         try:
             self._move(flight, reason)
             self._submit(flight)
@@ -256,12 +274,24 @@ class Follower:
     def _abort_or_close(self, flight: InFlight) -> None:
         """Have the decode worker free what the request holds; if it has said that it holds nothing, close."""
         if flight.phase is Phase.END_HELD:
-            self._close(flight, flight.finished)
+            self._close(flight)
             return
-        flight.phase = Phase.ABORTING
-        flight.give_up_s = self._clock.now_s() + self._settings.abort_timeout_s
+        self._send_abort(flight, None)
+        self._wait_for_ends(flight)
+
+    def _wait_for_ends(self, flight: InFlight) -> None:
+        """Wait a while for the decode worker to say that the request holds nothing any more."""
+        if flight.open_choices:
+            flight.phase = Phase.ABORTING
+            flight.give_up_s = self._clock.now_s() + self._settings.abort_timeout_s
+        else:
+            self._close(flight)
+
+    def _send_abort(self, flight: InFlight, choice: int | None) -> None:
+        """Tell the decode worker that nobody waits for this choice (None: for any)."""
+        abort = Abort(request_id=flight.request_id, choice=choice)
         try:
-            self._outbox.send(flight.placement.decode.address.endpoint, Abort(request_id=flight.request_id))
+            self._outbox.send(flight.placement.decode.address.endpoint, abort)
         except PeerUnreachableError as error:
             log.warning("%s was not told to abort %s: %s", flight.placement.decode.worker_id, flight.request_id, error)
 
@@ -273,20 +303,16 @@ class Follower:
         if error is not None:
             flight.answer.fail(error)
 
-    def _finish(self, flight: InFlight, finished: Finished) -> None:
-        self._decide(flight, finished.reason.value, None)
-        self._close(flight, finished)
-
-    def _fail(self, flight: InFlight, error: RequestError, end: Finished | Failed | None) -> None:
+    def _fail(self, flight: InFlight, error: RequestError, failed: Failed | None) -> None:
         self._decide(flight, "failed", error)
-        self._close(flight, end)
+        self._close(flight, failed)
 
-    def _close(self, flight: InFlight, end: Finished | Failed | Aborted | None) -> None:
+    def _close(self, flight: InFlight, failed: Failed | None = None) -> None:
         """Forget a request that has its outcome and holds nothing on any worker."""
         flight.placement.release(flight.request_id)
         if self._in_flight.pop(flight.request_id, None) is None:
             return
-        self.history.add(flight.to_record(end, self._clock.now_s()))
+        self.history.add(flight.to_record(failed, self._clock.now_s()))
 
 
 def _error_of(failed: Failed) -> RequestError:

@@ -26,9 +26,9 @@ class Placement:
     num_new_blocks: int
     """Blocks that the prompt takes besides those in the decode worker's prefix cache."""
 
-    def assign(self, request_id: RequestId) -> None:
+    def assign(self, request_id: RequestId, num_choices: int = 1) -> None:
         """Count the request as load of its workers."""
-        self.decode.ledger.sequences.assign(request_id, 1)
+        self.decode.ledger.sequences.assign(request_id, num_choices)
         self.decode.ledger.blocks.assign(request_id, self.num_new_blocks)
         (self.prefill or self.decode).ledger.prefill_tokens.assign(request_id, self.num_uncached_tokens)
 

@@ -15,6 +15,10 @@ class PromptHasher(Protocol):
         """Tokens a block."""
         ...
 
+    def salted(self, cache_salt: str) -> "PromptHasher":
+        """Return the hasher of another cache salt."""
+        ...
+
     def hash_blocks(self, token_ids: Sequence[int]) -> list[BlockHash]:
         """Return one hash for each full block."""
         ...

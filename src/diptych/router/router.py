@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager
 from diptych.core.clock import Clock
 from diptych.core.errors import InvalidRequestError, OverloadedError, PeerUnreachableError, UnavailableError
 from diptych.core.events import RequestRecord
-from diptych.core.ids import WorkerId
+from diptych.core.ids import BlockHash, WorkerId
 from diptych.core.messages import HealthState, Heartbeat, PeerGone, Role, Tokens, ToRouter, WorkerExited
 from diptych.core.request import Request
-from diptych.core.service import AnswerPart, ClusterStatus
+from diptych.core.service import AnswerPart, ClusterStatus, RunningAnswer
 from diptych.policy.admission import Rejected, admit
 from diptych.router.follower import Follower
 from diptych.router.in_flight import InFlight
@@ -31,6 +31,21 @@ from diptych.router.settings import RouterSettings
 SWEEP_INTERVAL_S = 0.1
 
 log = logging.getLogger(__name__)
+
+
+class _Followed:
+    """A request's answer, for the frontend."""
+
+    def __init__(self, flight: InFlight, follower: Follower) -> None:
+        self._flight = flight
+        self._follower = follower
+
+    def __aiter__(self) -> AsyncIterator[AnswerPart]:
+        return self._flight.answer
+
+    def stop_choice(self, choice: int) -> None:
+        """End a choice here: its client has all it wants."""
+        self._follower.stop_choice(self._flight, choice)
 
 
 class Router:
@@ -65,8 +80,8 @@ class Router:
         self._is_draining = False
 
     @asynccontextmanager
-    async def serve(self, request: Request) -> AsyncIterator[AsyncIterator[AnswerPart]]:
-        """Admit and place `request`; iterate over its answer, whose last part is an `EndOut`.
+    async def serve(self, request: Request) -> AsyncIterator[RunningAnswer]:
+        """Admit and place `request`; return its answer.
 
         Leaving the context before the end aborts the request wherever it is.
 
@@ -75,7 +90,7 @@ class Router:
         """
         flight = self._accept(request)
         try:
-            yield flight.answer
+            yield _Followed(flight, self._follower)
         finally:
             self._follower.leave(flight)
 
@@ -93,7 +108,13 @@ class Router:
         )
         if isinstance(admission, Rejected):
             raise OverloadedError(admission.reason, retry_after_s=admission.retry_after_s)
-        return self._follower.start(request, self._hasher.hash_blocks(request.prompt_token_ids))
+        return self._follower.start(request, self._hash_prompt(request))
+
+    def _hash_prompt(self, request: Request) -> list[BlockHash]:
+        """Name the prompt's blocks as far as a worker may have them in its cache."""
+        if request.sampling.num_prompt_logprobs is not None:
+            return []  # all of it will be computed
+        return self._hasher.salted(request.cache_salt).hash_blocks(request.prompt_token_ids)
 
     def status(self) -> ClusterStatus:
         """Return the state of all workers; expected ones that have not spoken yet are shown as starting."""

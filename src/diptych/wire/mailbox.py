@@ -17,6 +17,7 @@ import zmq.asyncio
 
 from diptych.core.errors import PeerUnreachableError
 from diptych.core.messages import Message, PeerAddress
+from diptych.wire.wake import Wake
 
 HIGH_WATER_MARK_MESSAGES = 10_000
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -57,12 +58,16 @@ class Inbox(Generic[Incoming]):
         _pull_socket(self._socket, endpoint)
         self._decoder: _Decoder[Incoming] = _Decoder(kinds)
 
-    def receive(self, timeout_s: float, wake: zmq.Socket[bytes]) -> list[Incoming]:
-        """Return all messages that are here; if none, wait up to `timeout_s` for one, or for `wake` to be readable."""
+    def receive(self, timeout_s: float, wake: Wake) -> list[Incoming]:
+        """Return all messages that are here; if none, wait up to `timeout_s` for one or for `wake`.
+
+        `wake` is lowered.
+        """
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(wake, zmq.POLLIN)
+        poller.register(wake.fileno(), zmq.POLLIN)
         poller.poll(round(timeout_s * 1000))
+        wake.lower()
         return list(self._drain())
 
     def _drain(self) -> Iterator[Incoming]:

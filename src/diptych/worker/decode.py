@@ -6,30 +6,25 @@ is recomputed: its prompt by prefill, its answer token by token as before, so it
 """
 
 import logging
+from collections.abc import Sequence as Several
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
-from diptych.core.errors import EngineError
+from diptych.core.errors import EngineError, GrammarError
 from diptych.core.events import FinishReason, Lifecycle
-from diptych.core.ids import RequestId
-from diptych.core.messages import (
-    Abort,
-    FailureKind,
-    Filled,
-    GrantEnded,
-    PeerGone,
-    Submit,
-    ToWorker,
-)
-from diptych.engine.base import Logits, Row, StepEngine
+from diptych.core.messages import Abort, FailureKind, Filled, GrantEnded, PeerGone, Submit, ToWorker
+from diptych.core.request import Request, SampledToken, TokenLogprobs
+from diptych.engine.base import Logits, StepEngine
 from diptych.policy.batching import plan_chunks, prefill_budget_tokens
 from diptych.wire.mailbox import Outbox
+from diptych.worker.batch import Batch
 from diptych.worker.handoff import Handoff
 from diptych.worker.load import Load, Speed
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.report import Report
 from diptych.worker.roster import Roster
-from diptych.worker.sampler import sample
+from diptych.worker.sampling.chooser import TokenChooser, choose_tokens
+from diptych.worker.sampling.guide import Guide, GuideMaker
 from diptych.worker.sequence import Sequence, SequenceState
 from diptych.worker.sequence_blocks import SequenceBlocks
 
@@ -48,6 +43,8 @@ class DecodeRole:
         outbox: Outbox,
         clock: Clock,
         speed: Speed,
+        guides: GuideMaker,
+        *,
         max_model_len: int,
     ) -> None:
         self._order = order
@@ -56,7 +53,8 @@ class DecodeRole:
         self._memory = memory
         self._clock = clock
         self._speed = speed
-        self._batch: list[tuple[Sequence, int]] = []  # of the running step: who, and how many tokens
+        self._guides = guides
+        self._batch = Batch([])  # of the running step
         self._aborted_in_step: list[Sequence] = []
         self._num_arrived = 0
         self.blocks = blocks
@@ -69,6 +67,8 @@ class DecodeRole:
 
     def admit(self) -> None:
         """Give places to those that wait. Also called while a step runs: a prefill worker need not wait for it."""
+        for sequence, error in self.roster.take_compiled():
+            self._fail(sequence, FailureKind.INVALID, str(error))
         self.roster.admit()
 
     # Messages
@@ -78,8 +78,10 @@ class DecodeRole:
         match message:
             case Submit():
                 self._on_submit(message)
-            case Abort(request_id=request_id):
-                self._on_abort(request_id)
+            case Abort(request_id=request_id, choice=choice):
+                for sequence in self.roster.find(request_id):
+                    if choice in {None, sequence.choice}:
+                        self._abort(sequence)
             case Filled():
                 self._on_filled(message)
             case GrantEnded(epoch=epoch, reason=reason):
@@ -93,31 +95,36 @@ class DecodeRole:
                 pass
 
     def _on_submit(self, message: Submit) -> None:
+        request = message.request
         sequence = Sequence(
-            request=message.request,
+            request=request,
             attempt=message.attempt,
             prefill=message.prefill,
             arrival=self._num_arrived,
-            token_ids=list(message.request.prompt_token_ids),
-            block_hashes=self.blocks.hash_prompt(message.request.prompt_token_ids),
+            token_ids=list(request.prompt_token_ids),
+            block_hashes=self.blocks.hash_prompt(request),
+            chooser=self._chooser(request, 0, None),
+            num_due_choices=request.num_choices - 1,
         )
-        self._num_arrived += 1
+        self._num_arrived += request.num_choices
         now_s = self._clock.now_s()
         if sequence.num_prompt_tokens >= self._max_model_len:
             text = (
                 f"a prompt of {sequence.num_prompt_tokens} tokens leaves no room for an answer in {self._max_model_len}"
             )
             self.report.add_failed(sequence, FailureKind.INVALID, text, now_s)
+        elif request.num_choices > self._order.max_num_seqs:
+            text = f"{request.num_choices} answers to a request are more than the {self._order.max_num_seqs} that run"
+            self.report.add_failed(sequence, FailureKind.INVALID, f"{text} at a time (--max-num-seqs)", now_s)
         elif self.roster.is_full:
             self.report.add_failed(sequence, FailureKind.REFUSED, f"{self._order.worker_id}'s queue is full", now_s)
+        elif request.sampling.grammar is not None:
+            self.roster.add_compiling(sequence, self._guides.compile(request.sampling.grammar))
         else:
             self.roster.add(sequence)
 
-    def _on_abort(self, request_id: RequestId) -> None:
-        sequence = self.roster.find(request_id)
-        if sequence is None:
-            return
-        if any(sequence is member for member, _ in self._batch):
+    def _abort(self, sequence: Sequence) -> None:
+        if sequence in self._batch:
             self._aborted_in_step.append(sequence)  # the running step writes into its blocks
         else:
             self.roster.leave(sequence)
@@ -130,16 +137,16 @@ class DecodeRole:
             return
         sequence = handoff.sequence
         if not self._is_intact(sequence, message):
-            self._fail(sequence, f"KV checksums of {handoff.writer.worker_id} and {self._order.worker_id} differ")
+            text = f"KV checksums of {handoff.writer.worker_id} and {self._order.worker_id} differ"
+            self._fail(sequence, FailureKind.ERROR, text)
             return
         self.blocks.on_computed([(sequence, sequence.num_remaining_prompt_tokens)])
         sequence.state = SequenceState.DECODING
         sequence.note_first(Lifecycle.PREFILL_STARTED, message.prefill_started_s)
         sequence.note_first(Lifecycle.FIRST_TOKEN, message.first_token_s)
         if sequence.num_output_tokens == 0:  # else it has been here before: its tokens are known
-            self._accept(sequence, message.first_token)
-            # The prefill worker has told it already, but may have died before the router heard it.
-            self.report.add_token(sequence, message.first_token)
+            # The prefill worker has told the first tokens already, but may have died before the router heard it.
+            self._begin_answers(sequence, self._choices(sequence), message.first_tokens, message.prompt_logprobs)
 
     def _is_intact(self, sequence: Sequence, message: Filled) -> bool:
         if message.kv_checksum is None:
@@ -161,81 +168,140 @@ class DecodeRole:
         decoding, unread = self.roster.grow(), self.roster.prefilling
         budget = prefill_budget_tokens(len(decoding), self._order.chunk_tokens, self._order.decode_chunk_tokens)
         chunks = plan_chunks([sequence.num_remaining_prompt_tokens for sequence in unread], budget)
-        self._batch = [(sequence, 1) for sequence in decoding] + list(zip(unread, chunks, strict=False))
+        reading = list(zip(unread, chunks, strict=False))
+        self._batch = Batch([(sequence, 1) for sequence in decoding] + reading)
         now_s = self._clock.now_s()
         for sequence in decoding:
             sequence.note_first(Lifecycle.JOINED, now_s)
-        for sequence, _ in self._batch[len(decoding) :]:
+        for sequence, _ in reading:
             sequence.note_first(Lifecycle.PREFILL_STARTED, now_s)
-        return [_part(sequence, num_tokens) for sequence, num_tokens in self._batch]
+        return self._batch.parts
+
+    def prepare_sampling(self) -> None:
+        """Do what the running step's tokens need and its logits do not: the masks of grammars."""
+        for sequence in self._batch.sampled:
+            if sequence.chooser.guide is not None:
+                sequence.chooser.guide.prepare()
 
     def on_step_done(self, outcome: Logits | EngineError, duration_s: float) -> None:
         """Take the result of the step planned last."""
-        batch, self._batch = self._batch, []
-        sampled = [sequence for sequence, num_tokens in batch if _reaches_new_token(sequence, num_tokens)]
-        try:
-            if isinstance(outcome, EngineError):
-                raise outcome
-            tokens = sample(outcome, [(s.request.sampling, s.num_output_tokens) for s in sampled])
-        except EngineError as error:
-            for sequence, _ in batch:
-                self._fail(sequence, str(error))
-            self._aborted_in_step.clear()
-            return
-        self.blocks.on_computed(batch)
-        self._count(batch, duration_s)
-        now_s = self._clock.now_s()
-        for sequence, _ in batch:
-            if sequence.num_remaining_prompt_tokens <= 0:
-                sequence.state = SequenceState.DECODING
-        for sequence, token_id in zip(sampled, tokens, strict=True):
-            sequence.note_first(Lifecycle.FIRST_TOKEN, now_s)
-            self._accept(sequence, token_id)
-            self.report.add_token(sequence, token_id)
+        batch, self._batch = self._batch, Batch([])
+        if isinstance(outcome, EngineError):
+            for sequence, _ in batch.members:
+                self._fail(sequence, FailureKind.ERROR, str(outcome))
+        else:
+            self._on_logits(batch, outcome, duration_s)
         aborted, self._aborted_in_step = self._aborted_in_step, []
         for sequence in aborted:
-            self._on_abort(sequence.request_id)  # unless it has just ended by itself
+            if sequence in self.roster.find(sequence.request_id):  # else it has just ended by itself
+                self._abort(sequence)
 
-    def _count(self, batch: list[tuple[Sequence, int]], duration_s: float) -> None:
-        num_decode_rows = sum(sequence.state is SequenceState.DECODING for sequence, _ in batch)
-        num_prefill_tokens = sum(size for sequence, size in batch if sequence.state is not SequenceState.DECODING)
-        self._speed.on_step(num_prefill_tokens, num_decode_rows, duration_s)
+    def _on_logits(self, batch: Batch, logits: Logits, duration_s: float) -> None:
+        """Sample, then record what was computed: what gave no token is not to be found in the cache."""
+        batch.keep_prompt_logprobs(logits)
+        answers = {sequence: self._choices(sequence) for sequence in batch.sampled}
+        wanted = [(batch.last_row[head], member.chooser) for head, members in answers.items() for member in members]
+        tokens = iter(choose_tokens(logits, wanted))
+        chosen = {head: [next(tokens) for _ in members] for head, members in answers.items()}
+        for head, results in chosen.items():
+            error = next((result for result in results if isinstance(result, EngineError)), None)
+            if error is not None:
+                kind = FailureKind.INVALID if isinstance(error, GrammarError) else FailureKind.ERROR
+                self._fail(head, kind, str(error))
+                batch.drop(head.request_id)
+        self._count(batch, duration_s)
+        self.blocks.on_computed(batch.members)
+        now_s = self._clock.now_s()
+        for sequence, _ in batch.members:
+            if sequence.num_remaining_prompt_tokens <= 0:
+                sequence.state = SequenceState.DECODING
+        for head in batch.sampled:
+            head.note_first(Lifecycle.FIRST_TOKEN, now_s)
+            head_tokens = [result for result in chosen[head] if isinstance(result, SampledToken)]
+            if head.num_output_tokens:
+                self._accept(head, head_tokens[0])
+            else:
+                logprobs = head.prompt_logprobs if head.wants_prompt_logprobs else None
+                self._begin_answers(head, answers[head], head_tokens, logprobs)
+
+    def _count(self, batch: Batch, duration_s: float) -> None:
+        decoding = [sequence for sequence, _ in batch.members if sequence.state is SequenceState.DECODING]
+        num_prefill_tokens = sum(size for _, size in batch.members) - len(decoding)
+        self._speed.on_step(num_prefill_tokens, len(decoding), duration_s)
 
     def _end_overdue(self) -> None:
-        now_s = self._clock.now_s()
-        for sequence in self.roster.overdue(now_s):
-            self.roster.leave(sequence)
-            self.report.add_failed(sequence, FailureKind.TIMEOUT, "the request's deadline has passed", now_s)
+        for sequence in self.roster.overdue(self._clock.now_s()):
+            self._fail(sequence, FailureKind.TIMEOUT, "the request's deadline has passed")
 
-    def _accept(self, sequence: Sequence, token_id: int) -> None:
-        """Append a token to the answer and end it if that was the last."""
-        sequence.token_ids.append(token_id)
-        sampling = sequence.request.sampling
-        if token_id in self._engine.eos_token_ids and not sampling.ignore_eos:
+    # Answers
+
+    def _chooser(self, request: Request, choice: int, guide: Guide | None) -> TokenChooser:
+        return TokenChooser(
+            request.sampling,
+            choice=choice,
+            prompt_token_ids=request.prompt_token_ids,
+            eos_token_ids=self._engine.eos_token_ids,
+            vocab_size=self._engine.vocab_size,
+            guide=guide,
+        )
+
+    def _choices(self, head: Sequence) -> list[Sequence]:
+        """Return who goes on from here: a sequence and, its prompt having been read, the choices that it stood for."""
+        guide = head.chooser.guide
+        return [head] + [
+            Sequence(
+                request=head.request,
+                attempt=head.attempt,
+                prefill=head.prefill,
+                arrival=head.arrival + choice,
+                token_ids=list(head.request.prompt_token_ids),
+                block_hashes=head.block_hashes[: head.num_prompt_tokens // self.blocks.block_size],
+                chooser=self._chooser(head.request, choice, None if guide is None else guide.copy()),
+                num_cached_tokens=head.num_cached_tokens,
+                timeline=head.timeline.copy(),
+            )
+            for choice in range(1, head.num_places)
+        ]
+
+    def _begin_answers(
+        self,
+        head: Sequence,
+        choices: Several[Sequence],
+        tokens: Several[SampledToken],
+        prompt_logprobs: list[TokenLogprobs] | None,
+    ) -> None:
+        """Let all choices of a request go on, each with its first token. The prompt has been read."""
+        head.num_due_choices = 0
+        self.report.add_started(head, prompt_logprobs)
+        for child in choices[1:]:
+            self.roster.fork(head, child)
+        for sequence, token in zip(choices, tokens, strict=True):
+            self._accept(sequence, token)
+
+    def _accept(self, sequence: Sequence, token: SampledToken) -> None:
+        """Append a token to the answer and tell it; end the answer if that was the last."""
+        sequence.token_ids.append(token.token_id)
+        sequence.chooser.on_token(token.token_id)
+        self.report.add_token(sequence, token)
+        if sequence.chooser.is_over:
             reason = FinishReason.STOP
-        elif sequence.num_output_tokens >= sampling.max_tokens or len(sequence.token_ids) >= self._max_model_len:
+        elif (
+            sequence.num_output_tokens >= sequence.request.sampling.max_tokens
+            or len(sequence.token_ids) >= self._max_model_len
+        ):
             reason = FinishReason.LENGTH
         else:
             return
         self.roster.leave(sequence)
         self.report.add_finished(sequence, reason, self._clock.now_s())
 
-    def _fail(self, sequence: Sequence, message: str) -> None:
-        self.roster.leave(sequence)
-        self.report.add_failed(sequence, FailureKind.ERROR, message, self._clock.now_s())
-
-
-def _reaches_new_token(sequence: Sequence, num_tokens: int) -> bool:
-    """Tell whether a step of `num_tokens` computes the last known token, so that its logits give a new one."""
-    return sequence.num_computed_tokens + num_tokens == len(sequence.token_ids)
-
-
-def _part(sequence: Sequence, num_tokens: int) -> StepPart:
-    begin = sequence.num_computed_tokens
-    row = Row(
-        sequence.token_ids[begin : begin + num_tokens],
-        begin,
-        sequence.block_table,
-        _reaches_new_token(sequence, num_tokens),
-    )
-    return StepPart(row, sequence.request_id, sequence.epoch)
+    def _fail(self, sequence: Sequence, kind: FailureKind, message: str) -> None:
+        """End a request in all its choices."""
+        if sequence not in self.roster.find(sequence.request_id):
+            return  # with another of its choices
+        self.report.add_failed(sequence, kind, message, self._clock.now_s())
+        for member in self.roster.find(sequence.request_id):
+            if member in self._batch:
+                self._aborted_in_step.append(member)
+            else:
+                self.roster.leave(member)

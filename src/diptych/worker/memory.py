@@ -49,6 +49,16 @@ class WorkerMemory:
         self.check(parts)
         return engine.step([part.row for part in parts])
 
+    def copy_block(self, source: BlockId, target: BlockId) -> None:
+        """Copy a block's KV into another; nobody may be writing either."""
+        pairs = zip(
+            self.layout.block_spans(source, self.num_blocks),
+            self.layout.block_spans(target, self.num_blocks),
+            strict=True,
+        )
+        for (begin, num_bytes), (target_begin, _) in pairs:
+            self._blocks[target_begin : target_begin + num_bytes] = self._blocks[begin : begin + num_bytes]
+
     def checksum_written(self, block_table: Sequence[BlockId], num_cached_tokens: int, num_tokens: int) -> int:
         """Return a CRC-32 over the blocks that hold tokens `num_cached_tokens` to `num_tokens` of a sequence."""
         block_size = self.layout.block_size

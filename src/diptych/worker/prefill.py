@@ -5,8 +5,8 @@ them, chunk by chunk, samples the first token, tells the router (that is TTFT) a
 nothing but time.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
@@ -18,16 +18,20 @@ from diptych.core.messages import (
     Message,
     PeerGone,
     Revoke,
+    Started,
     TokenEvent,
     Tokens,
     ToWorker,
 )
-from diptych.engine.base import Logits, Row
+from diptych.core.request import SampledToken, TokenLogprobs
+from diptych.engine.base import Logits, Row, StepEngine
 from diptych.policy.batching import plan_chunks
 from diptych.wire.mailbox import Outbox
 from diptych.worker.load import Load, Speed
 from diptych.worker.memory import StepPart, WorkerMemory
-from diptych.worker.sampler import sample
+from diptych.worker.sampling.chooser import TokenChooser, choose_tokens
+from diptych.worker.sampling.guide import FirstTokenGuide
+from diptych.worker.sampling.logprobs import chunk_logprobs
 
 
 @dataclass(slots=True, eq=False)
@@ -37,18 +41,51 @@ class GrantedPrompt:
     grant: Grant
     num_computed_tokens: int
     started_s: float = 0.0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as computed; empty unless asked for."""
 
     @property
     def num_remaining_tokens(self) -> int:
         """Prompt tokens not computed yet."""
         return len(self.grant.prompt_token_ids) - self.num_computed_tokens
 
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """As the request asks for it, and nobody has told yet."""
+        return self.grant.sampling.num_prompt_logprobs if self.grant.choices else None
+
+    @property
+    def told_prompt_logprobs(self) -> list[TokenLogprobs] | None:
+        """The log-probabilities of the whole prompt; None unless asked for."""
+        return None if self.num_prompt_logprobs is None else self.prompt_logprobs
+
+    def part(self, num_tokens: int) -> StepPart:
+        """Return what the next `num_tokens` of it are in a step."""
+        grant, begin = self.grant, self.num_computed_tokens
+        if self.num_prompt_logprobs is not None:
+            num_logits = num_tokens
+        else:
+            num_logits = int(num_tokens == self.num_remaining_tokens and len(grant.choices) > 0)
+        row = Row(grant.prompt_token_ids[begin : begin + num_tokens], begin, grant.block_table, num_logits)
+        return StepPart(row, grant.request_id, grant.epoch)
+
+
+@dataclass(slots=True)
+class _Read:
+    """A prompt whose last chunk has been computed: its first tokens, one for each choice."""
+
+    prompt: GrantedPrompt
+    first_tokens: list[SampledToken]
+
 
 class PrefillRole:
     """Serves grants first come, first served. The queue is bounded by the sequences that decode workers may hold."""
 
-    def __init__(self, order: WorkerOrder, memory: WorkerMemory, outbox: Outbox, clock: Clock, speed: Speed) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
+        self, order: WorkerOrder, engine: StepEngine, memory: WorkerMemory, outbox: Outbox, clock: Clock, speed: Speed
+    ) -> None:
         self._order = order
+        self._engine = engine
         self._memory = memory
         self._outbox = outbox
         self._clock = clock
@@ -87,7 +124,10 @@ class PrefillRole:
         self._batch = list(zip(self._queue, chunks, strict=False))
         for prompt, _ in self._batch:
             prompt.started_s = prompt.started_s or now_s
-        return [_part(prompt, num_tokens) for prompt, num_tokens in self._batch]
+        return [prompt.part(num_tokens) for prompt, num_tokens in self._batch]
+
+    def prepare_sampling(self) -> None:
+        """Do nothing: what the first tokens' grammars let through came with the grants."""
 
     def on_step_done(self, outcome: Logits | EngineError, duration_s: float) -> None:
         """Take the result of the step planned last: nothing is being written now."""
@@ -99,43 +139,77 @@ class PrefillRole:
                 self._give_back(prompt, str(outcome))
         else:
             self._speed.on_step(sum(num_tokens for _, num_tokens in batch), 0, duration_s)
-            for prompt, num_tokens in batch:
-                prompt.num_computed_tokens += num_tokens
-            self._hand_over([prompt for prompt, _ in batch if prompt.num_remaining_tokens == 0], outcome)
+            self._hand_over(self._sample(batch, outcome))
         messages, self._in_step = self._in_step, []
         for message in messages:
             self.on_message(message)
 
-    def _hand_over(self, filled: list[GrantedPrompt], logits: Logits) -> None:
-        """Sample the first tokens and tell them to the router, then to the decode workers that go on from there."""
-        if not filled:
-            return
-        try:
-            first_tokens = sample(logits, [(prompt.grant.sampling, 0) for prompt in filled])
-        except EngineError as error:
-            for prompt in filled:
-                self._give_back(prompt, str(error))
+    def _sample(self, batch: Sequence[tuple[GrantedPrompt, int]], logits: Logits) -> list[_Read]:
+        """Note what a step has computed; return the prompts that are read now. Those without a token are given back."""
+        filled: list[tuple[GrantedPrompt, int]] = []
+        row = 0
+        for prompt, num_tokens in batch:
+            num_logits, begin = prompt.part(num_tokens).row.num_logits, prompt.num_computed_tokens
+            num_top = prompt.num_prompt_logprobs
+            if num_top is not None:
+                rows = logits[row : row + num_logits]
+                prompt.prompt_logprobs += chunk_logprobs(rows, prompt.grant.prompt_token_ids, begin, num_top)
+            row += num_logits
+            prompt.num_computed_tokens += num_tokens
+            if prompt.num_remaining_tokens == 0:
+                filled.append((prompt, row - 1))
+        wanted = [(row, chooser) for prompt, row in filled for chooser in self._choosers(prompt.grant)]
+        tokens = iter(choose_tokens(logits, wanted))
+        read: list[_Read] = []
+        for prompt, _ in filled:
+            results = [next(tokens) for _ in prompt.grant.choices]
+            first_tokens = [result for result in results if isinstance(result, SampledToken)]
+            if len(first_tokens) == len(results):
+                read.append(_Read(prompt, first_tokens))
+            else:  # the decode worker will meet the same error, and tell the client
+                self._give_back(prompt, next(str(result) for result in results if isinstance(result, EngineError)))
+        return read
+
+    def _choosers(self, grant: Grant) -> list[TokenChooser]:
+        guide = None if grant.first_token_mask is None else FirstTokenGuide(grant.first_token_mask)
+        return [
+            TokenChooser(
+                grant.sampling,
+                choice=choice,
+                prompt_token_ids=grant.prompt_token_ids,
+                eos_token_ids=self._engine.eos_token_ids,
+                vocab_size=self._engine.vocab_size,
+                guide=guide,
+            )
+            for choice in grant.choices
+        ]
+
+    def _hand_over(self, read: Sequence[_Read]) -> None:
+        """Tell the first tokens to the router, then to the decode workers that go on from there."""
+        if not read:
             return
         first_token_s = self._clock.now_s()
-        events = [
-            TokenEvent(prompt.grant.request_id, prompt.grant.attempt, 0, token_id)
-            for prompt, token_id in zip(filled, first_tokens, strict=True)
-        ]
         order = self._order
-        self._send(
-            order.router_endpoint, Tokens(worker_id=order.worker_id, incarnation=order.incarnation, tokens=events)
+        message = Tokens(
+            worker_id=order.worker_id,
+            incarnation=order.incarnation,
+            started=[_started(one.prompt) for one in read if one.first_tokens],
+            tokens=[event for one in read for event in _events(one)],
         )
-        for prompt, token_id in zip(filled, first_tokens, strict=True):
-            self._queue.remove(prompt)
-            self._send(prompt.grant.decode.endpoint, self._filled(prompt, token_id, first_token_s))
+        if message.tokens:
+            self._send(order.router_endpoint, message)
+        for one in read:
+            self._queue.remove(one.prompt)
+            self._send(one.prompt.grant.decode.endpoint, self._filled(one, first_token_s))
 
-    def _filled(self, prompt: GrantedPrompt, first_token: int, first_token_s: float) -> Filled:
-        grant = prompt.grant
+    def _filled(self, read: _Read, first_token_s: float) -> Filled:
+        grant = read.prompt.grant
         return Filled(
             request_id=grant.request_id,
             epoch=grant.epoch,
-            first_token=first_token,
-            prefill_started_s=prompt.started_s,
+            first_tokens=read.first_tokens,
+            prompt_logprobs=read.prompt.told_prompt_logprobs,
+            prefill_started_s=read.prompt.started_s,
             first_token_s=first_token_s,
             kv_checksum=self._memory.checksum_written(
                 grant.block_table, grant.num_cached_tokens, len(grant.prompt_token_ids)
@@ -156,7 +230,7 @@ class PrefillRole:
 
     def _try_find_error(self, prompt: GrantedPrompt) -> BlockTableError | None:
         try:
-            self._memory.check([_part(prompt, prompt.num_remaining_tokens)])
+            self._memory.check([prompt.part(prompt.num_remaining_tokens)])
         except BlockTableError as error:
             return error
         return None
@@ -177,9 +251,19 @@ class PrefillRole:
             return
 
 
-def _part(prompt: GrantedPrompt, num_tokens: int) -> StepPart:
+def _started(prompt: GrantedPrompt) -> Started:
     grant = prompt.grant
-    begin = prompt.num_computed_tokens
-    is_last = num_tokens == prompt.num_remaining_tokens
-    row = Row(grant.prompt_token_ids[begin : begin + num_tokens], begin, grant.block_table, is_last)
-    return StepPart(row, grant.request_id, grant.epoch)
+    return Started(
+        request_id=grant.request_id,
+        attempt=grant.attempt,
+        num_cached_tokens=grant.num_cached_tokens,
+        prompt_logprobs=prompt.told_prompt_logprobs,
+    )
+
+
+def _events(read: _Read) -> list[TokenEvent]:
+    grant = read.prompt.grant
+    return [
+        TokenEvent(grant.request_id, grant.attempt, 0, token.token_id, choice, token.logprobs)
+        for choice, token in zip(grant.choices, read.first_tokens, strict=True)
+    ]

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.ids import WorkerId
-from diptych.core.messages import Aborted, CacheChange, Failed, FailureKind, Finished, TokenEvent, Tokens
+from diptych.core.messages import Aborted, CacheChange, Failed, FailureKind, Finished, Started, TokenEvent, Tokens
+from diptych.core.request import SampledToken, TokenLogprobs
 from diptych.worker.sequence import Sequence
 
 
@@ -12,15 +13,29 @@ from diptych.worker.sequence import Sequence
 class Report:
     """Events since the last message."""
 
+    started: list[Started] = field(default_factory=list)
     tokens: list[TokenEvent] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
     aborted: list[Aborted] = field(default_factory=list)
 
-    def add_token(self, sequence: Sequence, token_id: int) -> None:
+    def add_started(self, sequence: Sequence, prompt_logprobs: list[TokenLogprobs] | None) -> None:
+        """Tell that a prompt has been read."""
+        self.started.append(
+            Started(
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+                num_cached_tokens=sequence.num_cached_tokens,
+                prompt_logprobs=prompt_logprobs,
+            )
+        )
+
+    def add_token(self, sequence: Sequence, token: SampledToken) -> None:
         """Tell the newest token of an answer."""
         index = sequence.num_output_tokens - 1
-        self.tokens.append(TokenEvent(sequence.request_id, sequence.attempt, index, token_id))
+        self.tokens.append(
+            TokenEvent(sequence.request_id, sequence.attempt, index, token.token_id, sequence.choice, token.logprobs)
+        )
 
     def add_finished(self, sequence: Sequence, reason: FinishReason, now_s: float) -> None:
         """Tell that an answer is complete."""
@@ -29,6 +44,7 @@ class Report:
             Finished(
                 request_id=sequence.request_id,
                 attempt=sequence.attempt,
+                choice=sequence.choice,
                 reason=reason,
                 num_output_tokens=sequence.num_output_tokens,
                 num_cached_tokens=sequence.num_cached_tokens,
@@ -51,11 +67,12 @@ class Report:
         )
 
     def add_aborted(self, sequence: Sequence, now_s: float) -> None:
-        """Tell that a request was aborted as asked."""
+        """Tell that a choice, or a request whose choices have not forked off yet, was aborted as asked."""
         sequence.timeline[Lifecycle.FINISHED] = now_s
         self.aborted.append(
             Aborted(
                 request_id=sequence.request_id,
+                choice=None if sequence.num_due_choices else sequence.choice,
                 num_output_tokens=sequence.num_output_tokens,
                 timeline=sequence.timeline,
             )
@@ -63,16 +80,17 @@ class Report:
 
     def take(self, worker_id: WorkerId, incarnation: int, cache_change: CacheChange | None) -> Tokens | None:
         """Return the message and start anew; None if there is nothing to tell."""
-        if not (self.tokens or self.finished or self.failed or self.aborted or cache_change):
+        if not (self.started or self.tokens or self.finished or self.failed or self.aborted or cache_change):
             return None
         message = Tokens(
             worker_id=worker_id,
             incarnation=incarnation,
+            started=self.started,
             tokens=self.tokens,
             finished=self.finished,
             failed=self.failed,
             aborted=self.aborted,
             cache_change=cache_change,
         )
-        self.tokens, self.finished, self.failed, self.aborted = [], [], [], []
+        self.started, self.tokens, self.finished, self.failed, self.aborted = [], [], [], [], []
         return message

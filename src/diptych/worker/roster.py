@@ -1,17 +1,19 @@
 """Who waits, who has blocks: the sequences of a decode worker from their arrival to their end.
 
-    waiting  --admit-->  placed (granted to a prefill worker, prefilling or decoding here)  --leave-->  gone
-             <-preempt--
+    compiling -->  waiting  --admit-->  placed (granted to a prefill worker, prefilling or decoding here)  --leave-->
+                            <-preempt--
 
 First come, first served. When blocks run out, the last to arrive loses its own and waits again; it keeps its tokens.
+Only who asks for a grammar compiles, and nobody waits for that but he.
 """
 
 import logging
 from collections import deque
+from concurrent.futures import Future
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
-from diptych.core.errors import PeerUnreachableError
+from diptych.core.errors import GrammarError, PeerUnreachableError
 from diptych.core.events import Lifecycle
 from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import Grant, Revoke
@@ -19,6 +21,7 @@ from diptych.policy.batching import choose_victim
 from diptych.wire.mailbox import Outbox
 from diptych.worker.handoff import Handoff, Handoffs
 from diptych.worker.load import Load
+from diptych.worker.sampling.guide import GrammarGuide
 from diptych.worker.sequence import Sequence, SequenceState
 from diptych.worker.sequence_blocks import SequenceBlocks
 
@@ -36,7 +39,8 @@ class Roster:
         self._clock = clock
         self._address = order.address
         self._handoffs = Handoffs()
-        self._by_id: dict[RequestId, Sequence] = {}
+        self._by_id: dict[RequestId, list[Sequence]] = {}
+        self._compiling: dict[Sequence, Future[GrammarGuide]] = {}
         self._gone: dict[WorkerId, int] = {}
         self.waiting: deque[Sequence] = deque()
         """Without blocks, in order of arrival."""
@@ -46,7 +50,7 @@ class Roster:
     @property
     def is_full(self) -> bool:
         """Whether no more requests may wait."""
-        return len(self.waiting) >= MAX_WAITING_PER_PLACE * self._order.max_num_seqs
+        return len(self.waiting) + len(self._compiling) >= MAX_WAITING_PER_PLACE * self._order.max_num_seqs
 
     @property
     def prefilling(self) -> list[Sequence]:
@@ -57,25 +61,55 @@ class Roster:
         """Return what is running and queued. Prompts that others shall read are their load."""
         unread = self.prefilling + [sequence for sequence in self.waiting if sequence.prefill is None]
         num_tokens = sum(sequence.num_remaining_prompt_tokens for sequence in unread)
-        return Load(len(self.placed), len(self.waiting), num_tokens)
+        return Load(len(self.placed), len(self.waiting) + len(self._compiling), num_tokens)
 
-    def find(self, request_id: RequestId) -> Sequence | None:
-        """Return the sequence of a request; None if it has ended or never came."""
-        return self._by_id.get(request_id)
+    def find(self, request_id: RequestId) -> list[Sequence]:
+        """Return the sequences of a request; none if it has ended or never came."""
+        return list(self._by_id.get(request_id, ()))
 
     def overdue(self, now_s: float) -> list[Sequence]:
-        """Return those whose deadline has passed."""
-        return [sequence for sequence in self._by_id.values() if sequence.request.deadline_s < now_s]
+        """Return a sequence of each request whose deadline has passed."""
+        return [sequences[0] for sequences in self._by_id.values() if sequences[0].request.deadline_s < now_s]
 
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence wait."""
-        self.waiting.append(sequence)
-        self._by_id[sequence.request_id] = sequence
+        self._by_id.setdefault(sequence.request_id, []).append(sequence)
+        self._wait(sequence)
+
+    def add_compiling(self, sequence: Sequence, guide: "Future[GrammarGuide]") -> None:
+        """Let a new sequence wait for its grammar first."""
+        self._by_id[sequence.request_id] = [sequence]
+        self._compiling[sequence] = guide
+        sequence.state = SequenceState.COMPILING
+
+    def take_compiled(self) -> list[tuple[Sequence, GrammarError]]:
+        """Let those wait for blocks whose grammars are ready; return those whose grammars are wrong."""
+        wrong: list[tuple[Sequence, GrammarError]] = []
+        for sequence, guide in [item for item in self._compiling.items() if item[1].done()]:
+            try:
+                sequence.chooser.guide = guide.result()
+            except GrammarError as error:
+                wrong.append((sequence, error))
+            else:
+                del self._compiling[sequence]
+                self._wait(sequence)
+        return wrong
+
+    def _wait(self, sequence: Sequence) -> None:
+        """Put a sequence in the queue by its arrival: others may have lost their blocks, or compiled for longer."""
+        sequence.state = SequenceState.WAITING
+        self.waiting.insert(sum(waiting.arrival < sequence.arrival for waiting in self.waiting), sequence)
 
     def leave(self, sequence: Sequence) -> None:
         """Forget a sequence that has ended; its blocks are free now, or as soon as their writer is done."""
-        del self._by_id[sequence.request_id]
+        siblings = self._by_id[sequence.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._by_id[sequence.request_id]
         match sequence.state:
+            case SequenceState.COMPILING:
+                self._compiling.pop(sequence).cancel()
+                return
             case SequenceState.WAITING:
                 self.waiting.remove(sequence)
                 return
@@ -89,15 +123,33 @@ class Roster:
 
     def admit(self) -> None:
         """Give blocks to waiting sequences, as far as there are any."""
-        while self.waiting and len(self.placed) < self._order.max_num_seqs:
+        while self.waiting:
             sequence = self.waiting[0]
+            num_taken = sum(placed.num_places for placed in self.placed)
+            if num_taken + sequence.num_places > self._order.max_num_seqs:
+                break
             # Every running answer may soon want a block: leave one for each, or the newcomer is preempted at once.
-            if not self._blocks.try_reserve(sequence, num_spare_blocks=len(self.placed)):
+            if not self._blocks.try_reserve(sequence, num_spare_blocks=num_taken + sequence.num_due_choices):
                 break
             self.waiting.popleft()
-            self.placed.append(sequence)
-            self.placed.sort(key=lambda placed: placed.arrival)
+            self._place(sequence)
             self._start(sequence)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Let a further choice of a request go on from its parent's prompt, which has been read.
+
+        Where no block is left for it, it waits, and reads what is no longer cached of the prompt again.
+        """
+        self._by_id[parent.request_id].append(child)
+        if self._blocks.try_fork(parent, child):
+            child.state = SequenceState.DECODING
+            self._place(child)
+        else:
+            self._wait(child)
+
+    def _place(self, sequence: Sequence) -> None:
+        self.placed.append(sequence)
+        self.placed.sort(key=lambda placed: placed.arrival)
 
     def _start(self, sequence: Sequence) -> None:
         if Lifecycle.RESERVED not in sequence.timeline:
@@ -122,9 +174,7 @@ class Roster:
     def _preempt(self, sequence: Sequence) -> None:
         self._blocks.release(sequence)
         self.placed.remove(sequence)
-        # In order of arrival: others that lost their blocks before may have come earlier.
-        self.waiting.insert(sum(waiting.arrival < sequence.arrival for waiting in self.waiting), sequence)
-        sequence.state = SequenceState.WAITING
+        self._wait(sequence)
         sequence.num_preemptions += 1
         sequence.timeline[Lifecycle.PREEMPTED] = self._clock.now_s()
 
@@ -137,6 +187,7 @@ class Roster:
             return False
         if self._gone.get(writer.worker_id, -1) >= writer.incarnation:
             return False
+        guide, has_begun = sequence.chooser.guide, sequence.num_output_tokens > 0
         grant = Grant(
             request_id=sequence.request_id,
             attempt=sequence.attempt,
@@ -146,6 +197,8 @@ class Roster:
             num_cached_tokens=sequence.num_computed_tokens,
             block_table=list(sequence.block_table),
             sampling=sequence.request.sampling,
+            choices=[] if has_begun else list(range(sequence.num_places)),
+            first_token_mask=None if has_begun or guide is None else guide.mask().tobytes(),
             deadline_s=sequence.request.deadline_s,
         )
         try:

@@ -1,4 +1,4 @@
-"""A request as the worker that owns its blocks sees it."""
+"""One answer as the worker that owns its blocks sees it: a choice of a request, with the prompt before it."""
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -6,12 +6,15 @@ from enum import Enum, auto
 from diptych.core.events import Lifecycle, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId
 from diptych.core.messages import PeerAddress
-from diptych.core.request import Request
+from diptych.core.request import Request, TokenLogprobs
+from diptych.worker.sampling.chooser import TokenChooser
 
 
 class SequenceState(Enum):
-    """Where a sequence is. It holds blocks in all states but WAITING."""
+    """Where a sequence is. It holds blocks in all states but the first two."""
 
+    COMPILING = auto()
+    """Its grammar is being compiled; it has no place in the queue yet."""
     WAITING = auto()
     """In the queue, without blocks."""
     GRANTED = auto()
@@ -24,7 +27,10 @@ class SequenceState(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Tokens, blocks and progress of one request.
+    """Tokens, blocks and progress of one choice of a request.
+
+    Until its prompt has been read, the first choice stands for all of them; then the others fork off and share the
+    prompt's blocks.
 
     Invariant: KV of `token_ids[:num_computed_tokens]` is in `block_table`; its other tokens are known but not computed.
     """
@@ -34,11 +40,14 @@ class Sequence:
     prefill: PeerAddress | None
     """Who shall read the prompt; None: this worker."""
     arrival: int
-    """Counts the sequences of this worker in order of arrival."""
+    """Counts the sequences of this worker in order of arrival; a request's choices follow each other."""
     token_ids: list[int]
     """The prompt and then the answer."""
     block_hashes: list[BlockHash]
     """Of the full blocks of `token_ids` that have been hashed so far, from the first on."""
+    chooser: TokenChooser
+    num_due_choices: int = 0
+    """Further choices that fork off once the prompt has been read."""
     state: SequenceState = SequenceState.WAITING
     block_table: list[BlockId] = field(default_factory=list)
     epoch: int = 0
@@ -47,12 +56,19 @@ class Sequence:
     num_cached_tokens: int = 0
     """Found in the prefix cache at its first reservation."""
     num_preemptions: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as computed here; empty unless asked for."""
     timeline: Timeline = field(default_factory=dict)
 
     @property
     def request_id(self) -> RequestId:
         """Id of its request."""
         return self.request.request_id
+
+    @property
+    def choice(self) -> int:
+        """Which of the request's answers this is."""
+        return self.chooser.choice
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -68,6 +84,16 @@ class Sequence:
     def num_remaining_prompt_tokens(self) -> int:
         """Prompt tokens not computed yet."""
         return self.num_prompt_tokens - self.num_computed_tokens
+
+    @property
+    def num_places(self) -> int:
+        """Places in the batch that it takes, or will once its other choices have forked off."""
+        return 1 + self.num_due_choices
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether logits of all prompt tokens are needed: so asked, and the answer has not begun."""
+        return self.request.sampling.num_prompt_logprobs is not None and self.num_output_tokens == 0
 
     def note_first(self, event: Lifecycle, now_s: float) -> None:
         """Record when `event` happened for the first time."""

@@ -7,10 +7,12 @@ committed there after its step: that is what a successor of this worker needs, a
 from collections.abc import Sequence as Several
 
 from diptych.core.ids import BlockHash, BlockId
+from diptych.core.request import Request
 from diptych.kv.hashing import BlockHasher
-from diptych.kv.header import BlockCommit, SegmentHeader, request_key
+from diptych.kv.header import BlockCommit, request_key
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.policy.batching import MIN_CHUNK_TOKENS
+from diptych.worker.memory import WorkerMemory
 from diptych.worker.sequence import Sequence
 
 EPOCHS_PER_INCARNATION = 2**40
@@ -19,25 +21,20 @@ EPOCHS_PER_INCARNATION = 2**40
 class SequenceBlocks:
     """The blocks that a worker owns, as its sequences use them."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
-        self,
-        cache: PrefixCache,
-        header: SegmentHeader,
-        hasher: BlockHasher,
-        block_size: int,
-        incarnation: int,
-        is_exact: bool,
+    def __init__(
+        self, cache: PrefixCache, memory: WorkerMemory, hasher: BlockHasher, *, incarnation: int, is_exact: bool
     ) -> None:
         self.cache = cache
-        self._header = header
+        self.block_size = hasher.block_size
+        self._memory = memory
+        self._header = memory.header
         self._hasher = hasher
-        self._block_size = block_size
         self._is_exact = is_exact
         self._last_epoch = incarnation * EPOCHS_PER_INCARNATION
 
-    def hash_prompt(self, token_ids: Several[int]) -> list[BlockHash]:
+    def hash_prompt(self, request: Request) -> list[BlockHash]:
         """Name the full blocks of a prompt."""
-        return self._hasher.hash_blocks(token_ids)
+        return self._hasher.salted(request.cache_salt).hash_blocks(request.prompt_token_ids)
 
     def try_reserve(self, sequence: Sequence, num_spare_blocks: int) -> bool:
         """Give `sequence` blocks for all its known tokens and the next one, as many as possible from the cache.
@@ -45,7 +42,7 @@ class SequenceBlocks:
         False, and nothing changed, if that would leave fewer than `num_spare_blocks` for others to grow into.
         """
         shared = self._match(sequence)
-        num_blocks = len(sequence.token_ids) // self._block_size + 1
+        num_blocks = len(sequence.token_ids) // self.block_size + 1
         num_new = num_blocks - len(shared)
         new = None
         if num_new + num_spare_blocks <= self.cache.num_available_blocks:
@@ -53,12 +50,17 @@ class SequenceBlocks:
         if new is None:
             self.cache.release(shared)
             return False
+        self._give(sequence, shared, new)
+        sequence.num_computed_tokens = len(shared) * self.block_size
+        sequence.prompt_logprobs.clear()
+        return True
+
+    def _give(self, sequence: Sequence, shared: list[BlockId], new: list[BlockId]) -> None:
+        """Let a sequence read `shared` blocks, and write `new` ones under an epoch of its own."""
         self._last_epoch += 1
         sequence.epoch = self._last_epoch
         sequence.block_table = shared + new
-        sequence.num_computed_tokens = len(shared) * self._block_size
         self._header.reserve(new, sequence.epoch)
-        return True
 
     def _match(self, sequence: Sequence) -> list[BlockId]:
         """Take its first blocks from the cache, as many as may be: at least one token must be computed for its logits.
@@ -66,15 +68,36 @@ class SequenceBlocks:
         Of a prompt at least two tokens, since a single row rounds differently: a hit that would leave one gives a block
         back. Behind the prompt (an answer that goes on after a preemption) rows are single anyway.
         """
-        size = self._block_size
+        if sequence.wants_prompt_logprobs:  # of every token, so every token must be computed
+            return []
+        size = self.block_size
         shared = self.cache.match(sequence.block_hashes, (len(sequence.token_ids) - 1) // size)
         if shared and 0 < sequence.num_prompt_tokens - len(shared) * size < MIN_CHUNK_TOKENS:
             self.cache.release([shared.pop()])
         return shared
 
+    def try_fork(self, parent: Sequence, child: Sequence) -> bool:
+        """Give `child` the KV of `parent`'s prompt: full blocks are shared, what is in the last one is copied.
+
+        The prompt has been computed, and no token behind it. False, and nothing changed, if there is no block now.
+        """
+        new = self.cache.try_allocate(1)
+        if new is None:
+            return False
+        num_full, num_in_last = divmod(parent.num_prompt_tokens, self.block_size)
+        shared = parent.block_table[:num_full]
+        self.cache.share(shared)
+        self._give(child, shared, new)
+        child.num_computed_tokens = parent.num_prompt_tokens
+        if num_in_last:
+            self._memory.copy_block(parent.block_table[num_full], new[0])
+            key = request_key(child.request_id, child.attempt, child.choice)
+            self._header.commit([BlockCommit(new[0], None, key, num_full, num_in_last, child.epoch)])
+        return True
+
     def try_grow(self, sequence: Sequence) -> bool:
         """Make sure that `sequence` has a block for its next token; False if there is none now."""
-        if sequence.num_computed_tokens < len(sequence.block_table) * self._block_size:
+        if sequence.num_computed_tokens < len(sequence.block_table) * self.block_size:
             return True
         new = self.cache.try_allocate(1)
         if new is None:
@@ -90,10 +113,10 @@ class SequenceBlocks:
             begin = sequence.num_computed_tokens
             sequence.num_computed_tokens = end = begin + num_tokens
             self._hash_up_to(sequence, end)
-            key = request_key(sequence.request_id, sequence.attempt)
-            for index in range(begin // self._block_size, (end - 1) // self._block_size + 1):
-                num_filled = min(end - index * self._block_size, self._block_size)
-                block_hash = sequence.block_hashes[index] if num_filled == self._block_size else None
+            key = request_key(sequence.request_id, sequence.attempt, sequence.choice)
+            for index in range(begin // self.block_size, (end - 1) // self.block_size + 1):
+                num_filled = min(end - index * self.block_size, self.block_size)
+                block_hash = sequence.block_hashes[index] if num_filled == self.block_size else None
                 block_id = sequence.block_table[index]
                 commits.append(BlockCommit(block_id, block_hash, key, index, num_filled, sequence.epoch))
                 if block_hash is not None and self._may_cache(sequence, index):
@@ -101,13 +124,14 @@ class SequenceBlocks:
         self._header.commit(commits)
 
     def _hash_up_to(self, sequence: Sequence, num_tokens: int) -> None:
-        hashes, size = sequence.block_hashes, self._block_size
+        hashes, size = sequence.block_hashes, self.block_size
         while (len(hashes) + 1) * size <= num_tokens:
             tokens = sequence.token_ids[len(hashes) * size : (len(hashes) + 1) * size]
-            hashes.append(self._hasher.extend(hashes[-1] if hashes else None, tokens))
+            hasher = self._hasher.salted(sequence.request.cache_salt)
+            hashes.append(hasher.extend(hashes[-1] if hashes else None, tokens))
 
     def _may_cache(self, sequence: Sequence, index: int) -> bool:
-        return not self._is_exact or (index + 1) * self._block_size <= sequence.num_prompt_tokens
+        return not self._is_exact or (index + 1) * self.block_size <= sequence.num_prompt_tokens
 
     def release(self, sequence: Sequence) -> None:
         """Take all blocks of `sequence` back; what is cached stays findable."""

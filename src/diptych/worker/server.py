@@ -32,14 +32,17 @@ from diptych.hardware.cost_model import SMOLLM2_135M_ONE_AVX2_CORE
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.kv.prefix_cache import PrefixCache
+from diptych.models.vocabulary import load_vocabulary
 from diptych.transfer.segment import Segment
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
 from diptych.wire.mailbox import Inbox, Outbox
+from diptych.wire.wake import Wake
 from diptych.worker.decode import DecodeRole
 from diptych.worker.load import Speed
 from diptych.worker.memory import WorkerMemory
 from diptych.worker.prefill import PrefillRole
+from diptych.worker.sampling.guide import GrammarCompiler
 from diptych.worker.sequence_blocks import SequenceBlocks
 from diptych.worker.step_thread import StepThread
 
@@ -62,7 +65,14 @@ class Worker:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox = Outbox(self._context)
         self._inbox: Inbox[ToWorker] = Inbox(self._context, order.endpoint, ToWorker)
-        self._steps = StepThread(engine, memory, self._context)
+        self._wake = Wake()
+        self._steps = StepThread(engine, memory, self._wake)
+        self._grammars = GrammarCompiler(
+            lambda: load_vocabulary(Path(order.model.path)),
+            engine.eos_token_ids,
+            engine.vocab_size,
+            self._wake.raise_flag,
+        )
         block_ids = memory.header.owned_blocks(order.worker_id)
         self._speed = Speed(engine.warm_up(_warm_up_plan(order), block_ids[:WARM_UP_BLOCKS]))
         self._cache = PrefixCache(block_ids if order.role is not Role.PREFILL else [])
@@ -70,14 +80,20 @@ class Worker:
         self._decode: DecodeRole | None = None
         self._role: PrefillRole | DecodeRole
         if order.role is Role.PREFILL:
-            self._role = PrefillRole(order, memory, self._outbox, clock, self._speed)
+            self._role = PrefillRole(order, engine, memory, self._outbox, clock, self._speed)
         else:
             hasher = BlockHasher(order.model.key, engine.layout.fingerprint, block_size=engine.layout.block_size)
-            blocks = SequenceBlocks(
-                self._cache, memory.header, hasher, engine.layout.block_size, order.incarnation, order.is_exact
-            )
+            blocks = SequenceBlocks(self._cache, memory, hasher, incarnation=order.incarnation, is_exact=order.is_exact)
             self._role = self._decode = DecodeRole(
-                order, engine, memory, blocks, self._outbox, clock, self._speed, lease.max_model_len
+                order,
+                engine,
+                memory,
+                blocks,
+                self._outbox,
+                clock,
+                self._speed,
+                self._grammars,
+                max_model_len=lease.max_model_len,
             )
         self._is_stopping = False
         self._next_heartbeat_s = 0.0
@@ -92,12 +108,13 @@ class Worker:
             while not self._is_stopping:
                 self._turn()
             self._send_heartbeat(WorkerState.DRAINING)
+        self._grammars.close()
         self._inbox.close()
         self._context.term()
 
     def _turn(self) -> None:
         timeout_s = min(max(self._next_heartbeat_s - self._clock.now_s(), 0.0), HEARTBEAT_INTERVAL_S)
-        for message in self._inbox.receive(timeout_s, self._steps.wake):
+        for message in self._inbox.receive(timeout_s, self._wake):
             self._role.on_message(message)
         done = self._steps.try_take()
         if done is not None:
@@ -108,6 +125,7 @@ class Worker:
             parts = self._role.plan_step()
             if parts:
                 self._steps.start(parts)
+                self._role.prepare_sampling()
         self._report()
         if self._clock.now_s() >= self._next_heartbeat_s:
             self._send_heartbeat(WorkerState.READY)

@@ -9,29 +9,25 @@ import threading
 import time
 from typing import Self
 
-import zmq
-
 from diptych.core.errors import EngineError
 from diptych.engine.base import Logits, StepEngine
+from diptych.wire.wake import Wake
 from diptych.worker.memory import StepPart, WorkerMemory
-
-WAKE_ENDPOINT = "inproc://step-done"
 
 
 class StepThread:
-    """Runs one step at a time. `wake` becomes readable when it is done."""
+    """Runs one step at a time, and raises `wake` when it is done."""
 
-    def __init__(self, engine: StepEngine, memory: WorkerMemory, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(self, engine: StepEngine, memory: WorkerMemory, wake: Wake) -> None:
         self._engine = engine
         self._memory = memory
-        self._context = context
+        self._wake = wake
         self._orders: queue.SimpleQueue[list[StepPart] | None] = queue.SimpleQueue()
+        self._done = threading.Event()
         self._outcome: Logits | EngineError | None = None
         self._crash: Exception | None = None
         self._started_s = self._ended_s = 0.0
         self.is_running = False
-        self.wake = context.socket(zmq.PAIR)
-        self.wake.bind(WAKE_ENDPOINT)
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
 
     def __enter__(self) -> Self:
@@ -43,7 +39,6 @@ class StepThread:
         """Wait for the running step to end, and for the thread."""
         self._orders.put(None)
         self._thread.join()
-        self.wake.close(linger=0)
 
     def start(self, parts: list[StepPart]) -> None:
         """Begin a step. None may be running."""
@@ -56,10 +51,9 @@ class StepThread:
 
         Raises: whatever ended the step other than an EngineError. No step can be started after that.
         """
-        try:
-            self.wake.recv(zmq.NOBLOCK)
-        except zmq.Again:
+        if not self._done.is_set():
             return None
+        self._done.clear()
         if self._crash is not None:
             raise self._crash
         outcome, self._outcome = self._outcome, None
@@ -68,8 +62,6 @@ class StepThread:
         return outcome, self._ended_s - self._started_s
 
     def _run(self) -> None:
-        done = self._context.socket(zmq.PAIR)
-        done.connect(WAKE_ENDPOINT)
         while (parts := self._orders.get()) is not None:
             self._started_s = time.monotonic()
             try:
@@ -79,5 +71,5 @@ class StepThread:
             except Exception as error:  # a bug: the worker must not wait forever for a thread that is gone
                 self._crash = error
             self._ended_s = time.monotonic()
-            done.send(b"")
-        done.close(linger=0)
+            self._done.set()
+            self._wake.raise_flag()

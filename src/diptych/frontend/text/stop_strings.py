@@ -48,7 +48,13 @@ class StopStringMatcher:
         """Look for `stop_strings`, none of which may be empty."""
         self._patterns = [_Pattern(text) for text in stop_strings]
         self._held = ""
-        self.is_stopped = False
+        self.stopped_by: str | None = None
+        """The stop string that was found; all later text is dropped."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string has been found."""
+        return self.stopped_by is not None
 
     def push(self, text: str) -> str:
         """Take the next piece; return what is safe to show. Text after a stop string is dropped."""
@@ -58,20 +64,20 @@ class StopStringMatcher:
             return text
         text = self._held + text
         for end in range(len(self._held) + 1, len(text) + 1):
-            stop_length = self._complete_length_after(text[end - 1])
-            if stop_length:
-                self.is_stopped = True
+            self.stopped_by = self._completed_by(text[end - 1])
+            if self.stopped_by is not None:
                 self._held = ""
-                return text[: end - stop_length]
+                return text[: end - len(self.stopped_by)]
         num_held = max(pattern.num_matched for pattern in self._patterns)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
 
-    def _complete_length_after(self, character: str) -> int:
-        """Return the length of the longest stop string that `character` completes, 0 if none."""
+    def _completed_by(self, character: str) -> str | None:
+        """Return the longest stop string that `character` completes, None if there is none."""
         for pattern in self._patterns:
             pattern.on_character(character)
-        return max(len(pattern.text) if pattern.is_complete else 0 for pattern in self._patterns)
+        complete = [pattern.text for pattern in self._patterns if pattern.is_complete]
+        return max(complete, key=len, default=None)
 
     def finish(self) -> str:
         """Return what was held back: the answer is over and it did not become a stop string."""

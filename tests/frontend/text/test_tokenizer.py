@@ -7,28 +7,17 @@ import pytest
 from hypothesis import given
 
 from diptych.core.errors import InvalidRequestError, ModelError
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 
 def test_special_tokens_are_read_in_prompts_and_never_shown(tokenizer: Tokenizer) -> None:
     token_ids = tokenizer.encode("one<|im_end|>two")
     assert tokenizer.special_token_ids & set(token_ids)
     assert tokenizer.decode(token_ids) == "onetwo"
-
-
-def test_a_chat_ends_where_the_assistant_begins(tokenizer: Tokenizer) -> None:
-    token_ids = tokenizer.encode_chat([{"role": "system", "content": "S"}, {"role": "user", "content": "hi"}])
-    expected = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert token_ids == tokenizer.encode(expected)
-
-
-def test_a_template_that_refuses_is_the_clients_to_mend(model_dir: Path) -> None:
-    strict = Tokenizer(model_dir)
-    strict._tokenizer.set_chat_template("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(InvalidRequestError, match="roles must alternate") as caught:
-        strict.encode_chat([{"role": "user", "content": "hi"}])
-    assert caught.value.param == "messages"
-    assert "\n" not in str(caught.value)
+    assert tokenizer.decode(token_ids, skip_special_tokens=False) == "one<|im_end|>two"
+    (special,) = tokenizer.special_token_ids & set(token_ids)
+    assert tokenizer.token_bytes(special) == b"<|im_end|>"
+    assert tokenizer.token_bytes(10**6) == b""
 
 
 def test_a_prompt_is_refused_rather_than_cut(tokenizer: Tokenizer) -> None:

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 from hypothesis import given
 
-from diptych.frontend.stop_strings import StopStringMatcher
+from diptych.frontend.text.stop_strings import StopStringMatcher
 
 texts = st.text("ab", max_size=40)
 stop_lists = st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4)

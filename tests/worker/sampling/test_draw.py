@@ -1,5 +1,6 @@
 """Tokens are drawn from exactly the distribution that the request asks for, and from nothing but seed and position."""
 
+from collections.abc import Sequence
 from random import Random
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from diptych.core.errors import EngineError
 from diptych.core.request import SamplingParams
-from diptych.worker import sampler
-from diptych.worker.sampler import gumbel, random_bits, sample
+from diptych.worker.sampling import draw
+from diptych.worker.sampling.chooser import TokenChooser, choose_tokens
+from diptych.worker.sampling.draw import Position, gumbel, random_bits
 
 NUM_DRAWS = 4000
 Floats = npt.NDArray[np.float32]
@@ -19,6 +21,25 @@ Floats = npt.NDArray[np.float32]
 
 def params(**settings: float) -> SamplingParams:
     return SamplingParams(max_tokens=10**6, **settings)  # type: ignore[arg-type]
+
+
+def chooser(wanted: SamplingParams, index: int = 0, choice: int = 0) -> TokenChooser:
+    """Return the chooser of an answer that has `index` tokens."""
+    made = TokenChooser(wanted, choice=choice, prompt_token_ids=[1], eos_token_ids=[], vocab_size=300_000)
+    for _ in range(index):
+        made.on_token(0)
+    return made
+
+
+def sample(logits: Floats, draws: Sequence[tuple[SamplingParams, int]]) -> list[int]:
+    """Return the token that is drawn from each row, for requests and the lengths of their answers so far."""
+    results = choose_tokens(logits, [(row, chooser(wanted, index)) for row, (wanted, index) in enumerate(draws)])
+    tokens: list[int] = []
+    for result in results:
+        if isinstance(result, EngineError):
+            raise result
+        tokens.append(result.token_id)
+    return tokens
 
 
 def random_logits(num_rows: int, vocab_size: int, seed: int, scale: float = 2.0) -> Floats:
@@ -193,7 +214,7 @@ def test_the_choice_is_that_over_the_whole_vocabulary() -> None:
     for seed in range(60):
         logits = random_logits(1, 20_000, seed, scale=1 + seed % 5)
         for temperature in (0.3, 1.0, 2.0, 30.0):
-            noise = gumbel(random_bits(seed, 7, 20_000))
+            noise = gumbel(random_bits(Position(seed, 0, 7), 20_000))
             winner = int((logits[0].astype(np.float64) / temperature + noise).argmax())
 
             assert sample(logits, [(params(temperature=temperature, seed=seed), 7)]) == [winner]
@@ -226,24 +247,37 @@ def test_no_noise_draws_what_is_ruled_out(monkeypatch: pytest.MonkeyPatch, seed:
     # The tokens that are ruled out get the other extreme.
     extreme = np.full(1000, bits, np.uint32)
     extreme[700:] = 2**32 - 1 - bits
-    monkeypatch.setattr(sampler, "random_bits", lambda *_: extreme)
+    monkeypatch.setattr(draw, "random_bits", lambda *_: extreme)
 
     assert sample(logits, [(params(), 0)]) == [int(logits.argmax())]
 
 
-@given(st.integers(-(2**70), 2**70), st.integers(0, 2**20), st.integers(2, 100))
-def test_random_bits_are_a_function_of_seed_and_index(seed: int, index: int, vocab_size: int) -> None:
-    bits = random_bits(seed, index, vocab_size)
+@given(st.integers(-(2**70), 2**70), st.integers(0, 127), st.integers(0, 2**20), st.integers(4, 100))
+def test_random_bits_are_a_function_of_position(seed: int, choice: int, index: int, vocab_size: int) -> None:
+    bits = random_bits(Position(seed, choice, index), vocab_size)
 
     assert bits.shape == (vocab_size,)
-    assert (bits == random_bits(seed, index, vocab_size)).all()
-    assert not (bits == random_bits(seed, index + 1, vocab_size)).all()
-    assert (bits[:-1] == random_bits(seed, index, vocab_size - 1)).all(), "a token's number depends on no other token"
+    assert (bits == random_bits(Position(seed, choice, index), vocab_size)).all()
+    for other in (
+        Position(seed, choice, index + 1),
+        Position(seed, choice + 1, index),
+        Position(seed + 1, choice, index),
+    ):
+        assert not (bits == random_bits(other, vocab_size)).all()
+    fewer = random_bits(Position(seed, choice, index), vocab_size - 1)
+    assert (bits[:-1] == fewer).all(), "a token's number depends on no other token"
 
 
 def test_random_bits_fill_their_range_evenly() -> None:
-    numbers = np.concatenate([random_bits(seed, index, 7) for seed in range(50) for index in range(100)])
+    numbers = np.concatenate([random_bits(Position(seed, 0, index), 7) for seed in range(50) for index in range(100)])
     counts, _ = np.histogram(numbers, 20, (0, 2**32))
     expected = len(numbers) / 20
 
     assert ((counts - expected) ** 2 / expected).sum() < 19 + 6 * np.sqrt(2 * 19)
+
+
+def test_choices_of_a_request_differ() -> None:
+    rows = np.zeros((1, 1000), np.float32)
+    choosers = [chooser(params(seed=5), choice=choice) for choice in range(50)]
+    tokens = choose_tokens(rows, [(0, one) for one in choosers])
+    assert len({token.token_id for token in tokens if not isinstance(token, EngineError)}) > 40

@@ -4,8 +4,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from diptych.frontend.detokenizer import TableDetokenizer, WindowDetokenizer
-from diptych.frontend.tokenizer import Tokenizer
+from diptych.frontend.text.detokenizer import TableDetokenizer, WindowDetokenizer
+from diptych.frontend.text.tokenizer import Tokenizer
 
 unicode_texts = st.text(max_size=60)
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

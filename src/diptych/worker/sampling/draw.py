@@ -1,57 +1,47 @@
-"""From logits to the next token.
+"""The draw of one token from a row of logits.
 
-No generator state moves between processes: the random numbers that a token needs are a function of the request's seed
-and the token's position (Philox, a counter-based generator), one for each entry of the vocabulary. The token is the one
-whose log-probability plus Gumbel noise is highest, which draws exactly from the distribution (Gumbel, 1954; known as
-the Gumbel-max trick). So an answer is the same whoever samples it; and since a rounding error in the logits matters
-only where two sums are as close as the error, also whichever way its logits were computed. (Inverting the cumulated
-probabilities would need one number only, but an error anywhere in the vocabulary moves all borders behind it.)
+No generator state moves between processes: the random numbers that a token needs are a function of the request's seed,
+the choice and the token's position (Philox, a counter-based generator), one for each entry of the vocabulary. The token
+is the one whose log-probability plus Gumbel noise is highest, which draws exactly from the distribution (Gumbel, 1954;
+known as the Gumbel-max trick). So an answer is the same whoever samples it; and since a rounding error in the logits
+matters only where two sums are as close as the error, also whichever way its logits were computed. (Inverting the
+cumulated probabilities would need one number only, but an error anywhere in the vocabulary moves all borders behind
+it.)
 """
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from diptych.core.errors import EngineError
-from diptych.core.request import GREEDY_TEMPERATURE, SamplingParams
-from diptych.engine.base import Logits
+from diptych.core.request import SamplingParams
+from diptych.worker.sampling.ranking import WIDENING_GAPS, Floats, kth_highest
 
-Floats = npt.NDArray[np.float32]
 RandomBits = npt.NDArray[np.uint32]
 
 SMALLEST_TEMPERATURE = 1e-20
 """Below it nothing changes any more (only equal logits have equal chances), and 32 bits would soon call it zero."""
 LIKELY_GAP = 8.0
 """Tokens less likely than e^-8 of the likeliest one win only with noise that few have: see `_contenders`."""
-WIDENING_GAPS = (2.0, 4.0, 8.0, 16.0, math.inf)
-"""Where the border of the kept tokens is looked for: nearly always it is among the few likeliest."""
 
 
-def sample(logits: Logits, draws: Sequence[tuple[SamplingParams, int]]) -> list[int]:
-    """Return one token id for each row of `logits` [num_rows, vocab_size].
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Which token this is: with the vocabulary's size, all that its random numbers depend on."""
 
-    `draws`: for each row how to sample, and the token's index in its answer.
-
-    Raises: EngineError if logits are not numbers (the weights or the KV are damaged).
-    """
-    best = logits.argmax(axis=1)
-    highest = logits[np.arange(len(draws)), best]
-    if not np.isfinite(highest).all():
-        raise EngineError("the model returned logits that are no numbers")
-    return [
-        int(best[row])
-        if params.temperature == GREEDY_TEMPERATURE
-        else _draw(logits[row], int(best[row]), params, random_bits(params.seed, index, logits.shape[1]))
-        for row, (params, index) in enumerate(draws)
-    ]
+    seed: int
+    choice: int
+    """Of the request's answers, from 0."""
+    index: int
+    """In its answer, from 0."""
 
 
-def random_bits(seed: int, index: int, vocab_size: int) -> RandomBits:
-    """Return the random numbers [vocab_size], each of 32 bits, that belong to token `index` of an answer."""
+def random_bits(position: Position, vocab_size: int) -> RandomBits:
+    """Return the random numbers [vocab_size], each of 32 bits, that belong to a token."""
+    key = (position.choice << 64) | position.seed % 2**64
     # The generator counts in the lowest word: those of two positions never overlap.
-    generator = np.random.Philox(key=seed % 2**64, counter=[0, index, 0, 0])
+    generator = np.random.Philox(key=key, counter=[0, position.index, 0, 0])
     return generator.random_raw(-(-vocab_size // 2)).view(np.uint32)[:vocab_size]
 
 
@@ -60,7 +50,9 @@ def gumbel(bits: RandomBits) -> npt.NDArray[np.float64]:
     return -np.log(-np.log((bits + 0.5) / 2**32))
 
 
-def _draw(logits: Floats, best: int, params: SamplingParams, bits: RandomBits) -> int:
+def draw_token(logits: Floats, best: int, params: SamplingParams, position: Position) -> int:
+    """Return a token drawn from `logits` [vocab_size], of which `best` is the likeliest. Not for temperature 0."""
+    bits = random_bits(position, len(logits))
     temperature = max(params.temperature, SMALLEST_TEMPERATURE)
     lowest = _lowest_kept(logits, float(logits[best]), temperature, params)
     contenders = _contenders(logits, best, temperature, lowest, bits)
@@ -89,18 +81,10 @@ def _lowest_kept(logits: Floats, highest: float, temperature: float, params: Sam
     if params.min_p > 0:
         lowest = highest + temperature * math.log(params.min_p)
     if 0 < params.top_k < len(logits):
-        lowest = max(lowest, _kth_highest(logits, highest, params.top_k))
+        lowest = max(lowest, kth_highest(logits, params.top_k))
     if params.top_p < 1:
         lowest = max(lowest, _nucleus_border(logits, highest, temperature, lowest, params.top_p))
     return lowest
-
-
-def _kth_highest(logits: Floats, highest: float, k: int) -> float:
-    for gap in WIDENING_GAPS:
-        likely = logits[logits >= np.float32(highest - gap)]
-        if len(likely) >= k:
-            return float(np.partition(likely, len(likely) - k)[len(likely) - k])
-    raise AssertionError(f"there are not {k} logits")
 
 
 def _nucleus_border(logits: Floats, highest: float, temperature: float, lowest: float, top_p: float) -> float:

@@ -1,0 +1,155 @@
+"""Grammars: what they let through, how they are compiled beside the loop, and what becomes of wrong ones."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import llguidance
+import numpy as np
+import pytest
+
+from diptych.core.errors import EngineError, GrammarError
+from diptych.core.request import SamplingParams
+from diptych.models.vocabulary import Vocabulary
+from diptych.worker.sampling.chooser import TokenChooser, choose_tokens
+from diptych.worker.sampling.guide import FirstTokenGuide, GrammarCompiler, GrammarGuide, rule_out
+
+EOS = 0
+
+
+def tokens_of(text: str) -> list[int]:
+    return [VOCABULARY.token_bytes.index(character.encode()) for character in text]
+
+
+VOCABULARY = Vocabulary(
+    [b"<eos>", b""] + [bytes([byte]) for byte in range(32, 127)] + [b'"name"', b"true", b'": '],
+    frozenset({EOS}),
+    is_byte_level=True,
+    encode=tokens_of,
+)
+VOCAB_SIZE = VOCABULARY.size + 13
+"""As of a model whose vocabulary is padded."""
+PATIENCE_S = 20.0
+
+
+def regex(pattern: str) -> str:
+    return llguidance.LLMatcher.grammar_from_regex(pattern)
+
+
+@pytest.fixture
+def compiler() -> Iterator[GrammarCompiler]:
+    compiler = GrammarCompiler(lambda: VOCABULARY, [EOS], VOCAB_SIZE, lambda: None)
+    yield compiler
+    compiler.close()
+
+
+def allowed(guide: GrammarGuide) -> set[str]:
+    logits = np.zeros(VOCAB_SIZE, np.float32)
+    rule_out(logits, guide.mask())
+    return {
+        VOCABULARY.token_bytes[token].decode() if token < VOCABULARY.size else f"#{token}"
+        for token in np.flatnonzero(np.isfinite(logits)).tolist()
+    }
+
+
+def test_a_guide_follows_its_grammar_to_the_end(compiler: GrammarCompiler) -> None:
+    guide = compiler.compile(regex("ab+c")).result(PATIENCE_S)
+    assert allowed(guide) == {"a"}
+    guide.on_token(tokens_of("a")[0])
+    assert allowed(guide) == {"b"}
+    guide.on_token(tokens_of("b")[0])
+    assert allowed(guide) == {"b", "c"}
+    assert not guide.is_over
+    guide.on_token(tokens_of("c")[0])
+    assert guide.is_over
+    assert allowed(guide) == {"<eos>"}
+
+
+def test_copies_go_their_own_ways(compiler: GrammarCompiler) -> None:
+    guide = compiler.compile(regex("[ab][cd]")).result(PATIENCE_S)
+    copy = guide.copy()
+    guide.on_token(tokens_of("a")[0])
+    assert allowed(copy) == {"a", "b"}
+    assert allowed(guide) == {"c", "d"}
+
+
+def test_the_same_grammar_again_starts_anew(compiler: GrammarCompiler) -> None:
+    grammar = regex("xy")
+    first = compiler.compile(grammar).result(PATIENCE_S)
+    first.on_token(tokens_of("x")[0])
+    assert allowed(compiler.compile(grammar).result(PATIENCE_S)) == {"x"}
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        regex("(unclosed"),
+        "no grammar at all",
+        llguidance.LLMatcher.grammar_from_json_schema(json.dumps({"type": "no such type"})),
+        llguidance.LLMatcher.grammar_from_lark('start: missing "a"'),
+    ],
+)
+def test_a_wrong_grammar_is_an_error_of_its_own(compiler: GrammarCompiler, grammar: str) -> None:
+    with pytest.raises(GrammarError, match=r"the grammar cannot be used: .+"):
+        compiler.compile(grammar).result(PATIENCE_S)
+    assert allowed(compiler.compile(regex("z")).result(PATIENCE_S)) == {"z"}, "the next one is served"
+
+
+def test_who_waits_is_woken() -> None:
+    woken = threading.Event()
+    compiler = GrammarCompiler(lambda: VOCABULARY, [EOS], VOCAB_SIZE, woken.set)
+    future: Future[GrammarGuide] = compiler.compile(regex("a"))
+    assert woken.wait(PATIENCE_S)
+    assert future.done()
+    compiler.close()
+
+
+def test_a_mask_travels_with_a_grant(compiler: GrammarCompiler) -> None:
+    guide = compiler.compile(regex("[pq]")).result(PATIENCE_S)
+    first = FirstTokenGuide(guide.mask().tobytes())
+    assert (first.mask() == guide.mask()).all()
+
+
+def chooser(guide: GrammarGuide, **wanted: float) -> TokenChooser:
+    params = SamplingParams(max_tokens=99, **wanted)  # type: ignore[arg-type]
+    return TokenChooser(params, choice=0, prompt_token_ids=[2], eos_token_ids=[EOS], vocab_size=VOCAB_SIZE, guide=guide)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_match_whatever_the_model_would_rather_say(compiler: GrammarCompiler, temperature: float) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["ann", "bob"]}, "ok": {"type": "boolean"}},
+        "required": ["name", "ok"],
+        "additionalProperties": False,
+    }
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(
+        json.dumps(schema), overrides={"whitespace_flexible": False}
+    )
+    for seed in range(5):
+        one = chooser(compiler.compile(grammar).result(PATIENCE_S), temperature=temperature, seed=seed)
+        logits = np.random.default_rng(seed).normal(0, 5, (1, VOCAB_SIZE)).astype(np.float32)
+        said = b""
+        while not one.is_over:
+            (token,) = choose_tokens(logits, [(0, one)])
+            assert not isinstance(token, EngineError)
+            one.on_token(token.token_id)
+            said += VOCABULARY.token_bytes[token.token_id]
+        answer = json.loads(said.removesuffix(b"<eos>"))
+        assert answer["name"] in {"ann", "bob"}
+        assert isinstance(answer["ok"], bool)
+
+
+def test_a_grammar_and_bans_that_leave_nothing_end_the_answer_with_an_error(compiler: GrammarCompiler) -> None:
+    params = SamplingParams(max_tokens=9, bad_words=[tokens_of("a")])
+    one = TokenChooser(
+        params,
+        choice=0,
+        prompt_token_ids=[2],
+        eos_token_ids=[EOS],
+        vocab_size=VOCAB_SIZE,
+        guide=compiler.compile(regex("a")).result(PATIENCE_S),
+    )
+    (result,) = choose_tokens(np.zeros((1, VOCAB_SIZE), np.float32), [(0, one)])
+    assert isinstance(result, GrammarError)
