@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from diptych.core.errors import (
@@ -13,7 +14,9 @@ from diptych.core.errors import (
     UnavailableError,
 )
 from diptych.core.events import FinishReason
-from diptych.core.messages import Abort, FailureKind, PeerGone, WorkerState
+from diptych.core.ids import WorkerId
+from diptych.core.messages import Abort, FailureKind, PeerGone, Started, Tokens, WorkerState
+from diptych.core.request import TokenLogprobs
 from diptych.core.service import EndOut, StartOut, TokensOut
 
 if TYPE_CHECKING:
@@ -313,3 +316,84 @@ def test_an_answer_dropped_unasked_is_a_failure(cluster: "Cluster") -> None:
             await answer
 
     cluster.run(scenario())
+
+
+def test_a_stopped_choice_is_aborted_and_the_others_go_on(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        async with cluster.router.serve(cluster.request(num_choices=2)) as answer:
+            parts = aiter(answer)
+            for choice in (0, 1):
+                cluster.tokens("prefill-0", ("r0", 0), choice=choice)
+            assert await anext(parts) == START
+            assert await anext(parts) == TokensOut([100], 0)
+            answer.stop_choice(0)
+            assert [await anext(parts), await anext(parts)] == [EndOut(FinishReason.STOP, 0), TokensOut([100], 1)]
+            assert [message.choice for _, message in cluster.outbox.sent if isinstance(message, Abort)] == [0]
+            cluster.tokens("decode-0", ("r0", 1), choice=0)  # it did not know yet
+            cluster.aborted("decode-0", "r0", num_tokens=2, choice=0)
+            assert cluster.router.status().num_requests == 1
+            cluster.tokens("decode-0", ("r0", 1), choice=1)
+            cluster.finished("decode-0", "r0", 2, choice=1)
+            assert [part async for part in parts] == [TokensOut([101], 1), EndOut(FinishReason.STOP, 1)]
+
+    cluster.run(scenario())
+    (record,) = cluster.router.recent_requests()
+    assert (record.outcome, record.num_output_tokens) == ("stop", 4)
+    assert cluster.num_assigned() == {}
+
+
+def test_a_stop_string_is_an_end_like_any_other(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        async with cluster.router.serve(cluster.request()) as answer:
+            cluster.tokens("prefill-0", ("r0", 0))
+            answer.stop_choice(0)
+            assert [part async for part in answer] == [START, END]
+            assert cluster.router.status().num_requests == 1, "its blocks may still be held"
+        cluster.aborted("decode-0", "r0", num_tokens=1, choice=0)
+
+    cluster.run(scenario())
+    assert [record.outcome for record in cluster.router.recent_requests()] == ["stop"]
+    assert cluster.sent(Abort) == ["decode-0"], "once"
+    assert cluster.num_assigned() == {}
+
+
+def test_choices_count_as_sequences(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request(num_choices=3))
+        (load, _) = cluster.router._registry.decode_loads(4)
+        assert load.num_sequences == 3
+        for choice in range(3):
+            cluster.tokens("decode-0", ("r0", 0), choice=choice)
+            cluster.finished("decode-0", "r0", 1, choice=choice)
+        await answer
+
+    cluster.run(scenario())
+    assert cluster.num_assigned() == {}
+
+
+def test_prompt_logprobs_come_with_the_start_and_no_prefix_is_looked_for(cluster: "Cluster") -> None:
+    told = [TokenLogprobs(-1.0, 1, [])]
+
+    async def scenario() -> None:
+        cluster.caches("decode-1", 2)
+        request = cluster.request()
+        sampling = msgspec.structs.replace(request.sampling, num_prompt_logprobs=0)
+        answer = await cluster.start(msgspec.structs.replace(request, sampling=sampling))
+        assert cluster.submits()[0][0] == "decode-0", "what decode-1 has cached is of no use"
+        started = Started(request_id=request.request_id, attempt=0, num_cached_tokens=0, prompt_logprobs=told)
+        cluster.router.on_message(Tokens(worker_id=WorkerId("prefill-0"), incarnation=1, started=[started]))
+        cluster.tokens("prefill-0", ("r0", 0))
+        cluster.finished("decode-0", "r0", 1)
+        assert (await answer)[0] == StartOut(0, told)
+
+    cluster.run(scenario())
+
+
+def test_another_salt_finds_nothing(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        cluster.caches("decode-1", 2)
+        await cluster.start(cluster.request("r0"))
+        await cluster.start(msgspec.structs.replace(cluster.request("r1"), cache_salt="mine"))
+
+    cluster.run(scenario())
+    assert [submit[0] for submit in cluster.submits()] == ["decode-1", "decode-0"]

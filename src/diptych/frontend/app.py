@@ -35,7 +35,7 @@ def create_app(
     add_responses(app, answering, translator, tokenizer)
     add_text_routes(app, translator, tokenizer, settings)
     add_cluster_routes(app, service, intake)
-    install_schema(app)
+    install_schema(app, settings.model_name)
     return app
 
 

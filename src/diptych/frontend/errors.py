@@ -139,7 +139,9 @@ def describe_validation_error(errors: Sequence[Any], body: object) -> InvalidReq
             "the body must be a JSON object, sent with the header Content-Type: application/json"
         )
     steps = _steps_of_body(location, body, is_missing=finding["type"] == "missing")
-    param = _path([*steps, *([context["parameter"]] if "parameter" in context else [])])
+    # A form that depends on a field (a message's on its role): the field is what is wrong.
+    named = context.get("parameter") or str(context.get("discriminator", "")).strip("'")
+    param = _path([*steps, *([named] if named else [])])
     if finding["type"] == "extra_forbidden":
         return InvalidRequestError(f"unrecognized request argument: {param}", param=param, code="unknown_parameter")
     code = "unsupported_parameter" if finding["type"] == "unsupported_parameter" else None

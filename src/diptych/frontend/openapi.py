@@ -41,7 +41,7 @@ def answers(  # noqa: PLR0913  facts of a route, each by name
     """Return the `responses` of a route whose answer is a `kind` (a type that msgspec encodes; None: any JSON)."""
     content: dict[str, Any] = {"application/json": {"schema": _marked(kind)}}
     if is_stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}  # OpenAPI 3.1 has no words for events
     responses: Responses = {200: {"description": "The answer.", "content": content}}
     codes = [*(_OF_BODIES if has_body or can_generate else ()), *(_OF_GENERATION if can_generate else ())]
     for code in sorted({*codes, *([404] if not_found else [])}):
@@ -58,13 +58,14 @@ def _marked(kind: Any) -> dict[str, Any]:
     return {_MARK: repr(kind)}
 
 
-def install_schema(app: FastAPI) -> None:
-    """Make `app` serve the whole schema at /openapi.json."""
+def install_schema(app: FastAPI, model_name: str) -> None:
+    """Make `app` serve the whole schema at /openapi.json; `model_name` is the only model that bodies may name."""
     schema: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
         if not schema:
             schema.update(_schema_of(app))
+            _name_model(schema["components"]["schemas"], model_name)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -91,3 +92,10 @@ def _schema_of(app: FastAPI) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     return schema
+
+
+def _name_model(schemas: dict[str, Any], model_name: str) -> None:
+    for schema in schemas.values():
+        model = schema.get("properties", {}).get("model", {})
+        if model.get("type") == "string":
+            model["enum"] = [model_name]

@@ -14,11 +14,12 @@ from diptych.core.ids import RequestId
 from diptych.core.request import Request, SamplingParams
 from diptych.frontend import grammar
 from diptych.frontend.answer import Generation
-from diptych.frontend.openai.chat import ChatCompletionRequest, ChatMessage
+from diptych.frontend.openai.chat import ChatCompletionRequest
 from diptych.frontend.openai.chat_shape import ChatLook
 from diptych.frontend.openai.completion_shape import CompletionLook
 from diptych.frontend.openai.completions import CompletionRequest, Prompt
 from diptych.frontend.openai.generation import GenerationBody
+from diptych.frontend.openai.messages import ChatMessage
 from diptych.frontend.openai.tokenize import TokenizeRequest
 from diptych.frontend.openai.tools import Tool
 from diptych.frontend.openai.wire import LogprobWriter

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from diptych.core.errors import NotFoundError
-from diptych.frontend.openai.chat import ChatMessage
+from diptych.frontend.openai.messages import Conversation
 
 MAX_RESPONSES = 1_000
 MAX_STORED_BYTES = 64_000_000
@@ -16,13 +16,13 @@ class StoredResponse:
 
     content: bytes
     """The response object as JSON."""
-    messages: list[ChatMessage]
+    messages: Conversation
     """All that was said, the response included; instructions are not a part of it."""
 
     @property
     def num_bytes(self) -> int:
         """About how much memory it takes."""
-        return len(self.content) + sum(len(message.text) for message in self.messages)
+        return len(self.content) + sum(len(str(message)) for message in self.messages)
 
 
 class ResponseStore:

@@ -128,8 +128,10 @@ class Roster:
             num_taken = sum(placed.num_places for placed in self.placed)
             if num_taken + sequence.num_places > self._order.max_num_seqs:
                 break
-            # Every running answer may soon want a block: leave one for each, or the newcomer is preempted at once.
-            if not self._blocks.try_reserve(sequence, num_spare_blocks=num_taken + sequence.num_due_choices):
+            # Every running answer may soon want a block, as will the newcomer's further choices: leave one for each, or
+            # he is preempted at once. Whoever is alone gets what there is: nobody would make more room for him.
+            num_spare = num_taken + sequence.num_due_choices if self.placed else 0
+            if not self._blocks.try_reserve(sequence, num_spare_blocks=num_spare):
                 break
             self.waiting.popleft()
             self._place(sequence)

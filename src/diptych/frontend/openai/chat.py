@@ -1,84 +1,16 @@
 """Body of POST /v1/chat/completions."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from diptych.frontend.openai import unsupported
-from diptych.frontend.openai.fields import MAX_INT64, Body, Text, check_unicode, invalid
+from diptych.frontend.openai.fields import MAX_INT64, Body, Text, invalid
 from diptych.frontend.openai.generation import MAX_LOGPROBS, GenerationBody
-from diptych.frontend.openai.tools import MAX_TOOLS, OfferedTools, Tool, ToolCall, ToolChoice, offered_tools
+from diptych.frontend.openai.messages import ChatMessage
+from diptych.frontend.openai.tools import MAX_TOOLS, OfferedTools, Tool, ToolChoice, offered_tools
 
 MAX_SCHEMA_NAME = 64
-
-
-class TextPart(Body):
-    """A piece of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-def _check_content(value: object) -> object:
-    """Let through null, a string or a list of text parts."""
-    if value is None:
-        return value
-    if isinstance(value, str):
-        return check_unicode(value)
-    if not isinstance(value, list) or not value:
-        raise invalid("content", "must be a string or a list of parts of type text")
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            what = kind if isinstance(kind, str) and kind.isprintable() and "{" not in kind else "another type"
-            raise invalid("content", f"has a part of {what[:40]}; only parts of type text are supported, no images")
-        if not isinstance(part.get("text"), str) or len(part) > len(TextPart.model_fields):
-            raise invalid("content", "has a part with other fields than type and text")
-        check_unicode(part["text"])
-    return value
-
-
-class ChatMessage(Body):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[str | list[TextPart] | None, BeforeValidator(_check_content)] = None
-    name: Text | None = Field(None, description="Given to chat templates that ask for it.")
-    tool_calls: list[ToolCall] | None = Field(None, max_length=MAX_TOOLS, description="What the assistant called.")
-    tool_call_id: Text | None = Field(None, description="Which call a message of role tool answers.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, data: object) -> object:
-        return unsupported.without_off(data, unsupported.OF_MESSAGE)
-
-    @model_validator(mode="after")
-    def _check_role(self) -> "ChatMessage":
-        if self.tool_calls and self.role != "assistant":
-            raise invalid("tool_calls", "are the assistant's alone", "tool_calls")
-        if self.tool_call_id is not None and self.role != "tool":
-            raise invalid("tool_call_id", "belongs to messages of role tool alone", "tool_call_id")
-        if self.content is None and not self.tool_calls:
-            raise invalid("content", "is missing", "content")
-        return self
-
-    @property
-    def text(self) -> str:
-        """The content as one string; parts are joined with nothing between them."""
-        if self.content is None:
-            return ""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-    def to_template(self) -> dict[str, Any]:
-        """Return the message as chat templates read it."""
-        message: dict[str, Any] = {"role": self.role, "content": self.text}
-        if self.name is not None:
-            message["name"] = self.name
-        if self.tool_calls:
-            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
-        if self.tool_call_id is not None:
-            message["tool_call_id"] = self.tool_call_id
-        return message
 
 
 class JsonSchema(Body):

@@ -16,7 +16,7 @@ def _check_prompt(value: object) -> object:
     if isinstance(value, str):
         return check_unicode(value)
     if value != [] and is_token_ids(value):
-        return value
+        return _check_token_ids(value)
     if not isinstance(value, list):
         raise invalid("prompt", "must be a string, a list of token ids, or a list of either")
     if not (all(isinstance(item, str) for item in value) or all(is_token_ids(item) for item in value)):
@@ -26,13 +26,26 @@ def _check_prompt(value: object) -> object:
     for item in value:
         if isinstance(item, str):
             check_unicode(item)
+        else:
+            _check_token_ids(item)
     return value
+
+
+def _check_token_ids(token_ids: object) -> object:
+    if not isinstance(token_ids, list) or not token_ids or min(token_ids) < 0:
+        raise invalid("prompt", "must have at least one token, and no token id below 0")
+    return token_ids
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Texts = Annotated[list[str], Field(min_length=1)]
+Prompts = str | TokenIds | Texts | Annotated[list[TokenIds], Field(min_length=1)]
 
 
 class CompletionRequest(GenerationBody):
     """Texts to continue."""
 
-    prompt: Annotated[str | list[int] | list[str] | list[list[int]], BeforeValidator(_check_prompt)] = Field(
+    prompt: Annotated[Prompts, BeforeValidator(_check_prompt)] = Field(
         description="A text, its token ids, or a list of either."
     )
     logprobs: int | None = Field(

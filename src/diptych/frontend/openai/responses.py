@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from diptych.frontend.openai import unsupported
-from diptych.frontend.openai.chat import ChatMessage
 from diptych.frontend.openai.fields import MAX_INT64, MIN_INT64, Body, Text, invalid
 from diptych.frontend.openai.generation import MAX_LOGPROBS, StreamOptions
+from diptych.frontend.openai.messages import Conversation
 from diptych.frontend.openai.tools import MAX_TOOLS, FunctionName
 
 LOGPROBS_INCLUDED = "message.output_text.logprobs"
@@ -189,11 +189,11 @@ class ResponseRequest(Body):
         """Whether log-probabilities shall come."""
         return bool(self.include) or bool(self.top_logprobs)
 
-    def messages(self) -> list[ChatMessage]:
+    def messages(self) -> Conversation:
         """Return the input as messages of a chat; consecutive calls are one message."""
         if isinstance(self.input, str):
-            return [ChatMessage.model_validate({"role": "user", "content": self.input})]
-        messages: list[dict[str, Any]] = []
+            return [{"role": "user", "content": self.input}]
+        messages: Conversation = []
         for item in self.input:
             match item:
                 case MessageItem():
@@ -207,15 +207,14 @@ class ResponseRequest(Body):
                         messages[-1].setdefault("tool_calls", []).append(call)
                     else:
                         messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
-        return [ChatMessage.model_validate(message) for message in messages]
+        return messages
 
-    def to_chat(self, earlier: list[ChatMessage]) -> dict[str, Any]:
+    def to_chat(self, earlier: Conversation) -> dict[str, Any]:
         """Return the chat body of the same meaning; `earlier`: the conversation of `previous_response_id`."""
         first = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
-        said = [message.model_dump(exclude_none=True) for message in [*earlier, *self.messages()]]
         chat: dict[str, Any] = {
             "model": self.model,
-            "messages": first + said,
+            "messages": [*first, *earlier, *self.messages()],
             "max_completion_tokens": self.max_output_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,

@@ -6,7 +6,7 @@ from typing import Any
 from diptych.core.errors import RequestError
 from diptych.core.events import FinishReason
 from diptych.frontend.answer import AnswerEvent, ChoiceEnd, Delta, Generation, PromptRead, WholeAnswer
-from diptych.frontend.openai.chat import ChatMessage
+from diptych.frontend.openai.messages import Conversation
 from diptych.frontend.openai.response_objects import (
     CachedTokens,
     IncompleteDetails,
@@ -109,7 +109,7 @@ class ResponseMaker:
             None if is_complete else "max_output_tokens",
         )
 
-    def messages(self) -> list[ChatMessage]:
+    def messages(self) -> Conversation:
         """Return the output as messages of a chat, for the conversation to go on with."""
         texts = [item.content[0].text for item in self._output.items if isinstance(item, OutputMessage)]
         calls = [
@@ -117,8 +117,7 @@ class ResponseMaker:
             for item in self._output.items
             if isinstance(item, OutputCall)
         ]
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(texts), "tool_calls": calls or None}
-        return [ChatMessage.model_validate(message)]
+        return [{"role": "assistant", "content": "".join(texts), "tool_calls": calls or None}]
 
     def _usage_object(self) -> ResponseUsage:
         usage = self._usage.usage()

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from diptych.frontend.openai.chat import ChatMessage
 from diptych.frontend.openai.fields import Body, Text, invalid
+from diptych.frontend.openai.messages import ChatMessage
 from diptych.frontend.openai.tools import MAX_TOOLS, Tool
 
 

@@ -10,10 +10,11 @@ from starlette.responses import Response
 from diptych.frontend.answer import WholeAnswer
 from diptych.frontend.answering import Answering
 from diptych.frontend.errors import describe_validation_error
-from diptych.frontend.openai.chat import ChatCompletionRequest, ChatMessage
+from diptych.frontend.openai.chat import ChatCompletionRequest
 from diptych.frontend.openai.chat_shape import ChatCompletion, ChatStream, whole_chat
 from diptych.frontend.openai.completion_shape import Completion, CompletionStream, whole_completion
 from diptych.frontend.openai.completions import CompletionRequest
+from diptych.frontend.openai.messages import Conversation
 from diptych.frontend.openai.response_objects import ResponseObject
 from diptych.frontend.openai.responses import ResponseRequest
 from diptych.frontend.openai.responses_shape import ResponseLook, ResponseMaker, whole_response
@@ -53,7 +54,7 @@ def add_responses(app: FastAPI, answering: Answering, translator: RequestTransla
     @app.post("/v1/responses", responses=answers(ResponseObject, is_stream=True, can_generate=True))
     async def create_response(body: ResponseRequest, http_request: Request) -> Response:
         """Go on with a conversation."""
-        earlier: list[ChatMessage] = []
+        earlier: Conversation = []
         if body.previous_response_id is not None:
             earlier = store.get(body.previous_response_id, "previous_response_id").messages
         generation, _ = translator.from_chat(_chat_of(body, earlier))
@@ -103,7 +104,7 @@ class _KeepingStream:
         return self.maker.closing()
 
 
-def _chat_of(body: ResponseRequest, earlier: list[ChatMessage]) -> ChatCompletionRequest:
+def _chat_of(body: ResponseRequest, earlier: Conversation) -> ChatCompletionRequest:
     """Return the chat body of the same meaning.
 
     Raises: InvalidRequestError for what only shows there (two tools of one name, a choice of a tool that is not there).
