@@ -21,6 +21,8 @@ PROGRAMS = (
     "handoff_latency",
     "startup_and_memory",
     "interference",
+    "frontend_speed",
+    "structured_output",
 )
 TIMEOUT_S = 3_600.0
 """Of one benchmark."""

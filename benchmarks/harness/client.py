@@ -1,6 +1,6 @@
 """A client that notes when each token came, on the machine's monotonic clock: the one of the server's timelines.
 
-All requests are greedy and go on after an end-of-sequence token, so that sizes are as asked.
+Requests are greedy unless they say otherwise, and all go on after an end-of-sequence token, so that sizes are as asked.
 """
 
 import asyncio
@@ -75,12 +75,14 @@ class LoadClient:
         """Close all connections."""
         await self._http.aclose()
 
-    async def complete(self, prompt: str | list[int], max_tokens: int, trace: Trace | None = None) -> Trace:
-        """Stream a completion to its end; a given `trace` can be watched meanwhile.
+    async def complete(
+        self, prompt: str | list[int], max_tokens: int, trace: Trace | None = None, **parameters: Any
+    ) -> Trace:
+        """Stream a completion to its end; a given `trace` can be watched meanwhile, `parameters` go into the body.
 
         Raises: BenchmarkError if the server refuses or fails.
         """
-        return await self._stream("/v1/completions", {"prompt": prompt}, max_tokens, trace)
+        return await self._stream("/v1/completions", parameters | {"prompt": prompt}, max_tokens, trace)
 
     async def chat(self, text: str, max_tokens: int) -> Trace:
         """Stream the answer to one user message.
@@ -92,7 +94,8 @@ class LoadClient:
         )
 
     async def _stream(self, path: str, body: dict[str, Any], max_tokens: int, trace: Trace | None) -> Trace:
-        body |= {"model": self._model, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+        fixed = {"model": self._model, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+        body = {"temperature": 0} | body | fixed
         trace = trace or Trace(0.0)
         trace.sent_s = time.monotonic()
         try:

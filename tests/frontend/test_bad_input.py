@@ -2,15 +2,12 @@
 
 import json
 import socket
-import string
 from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, given, settings
 
 if TYPE_CHECKING:
     from tests.frontend.conftest import Frontend, StartFrontend
@@ -299,42 +296,3 @@ def test_a_body_that_never_comes_is_given_up(start_frontend: "StartFrontend") ->
     with closing(socket.create_connection(("127.0.0.1", frontend.server.port), timeout=20)) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
-    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4),
-    max_leaves=8,
-)
-known_names = st.sampled_from(
-    sorted({*CHAT, *COMPLETION, *OFF, "top_p", "top_k", "min_p", "ignore_eos", "stream_options"})
-)
-plausible_values = st.sampled_from(
-    [0, 1, 2, 0.5, True, False, None, "a", "Hi", [1, 2], ["a"], [[1]], {"include_usage": True}, {"type": "text"}]
-)
-bodies = st.dictionaries(
-    known_names | st.text(string.ascii_lowercase + "_", max_size=12), plausible_values | json_values, max_size=5
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=bodies, starts_from_valid=st.booleans(), is_chat=st.booleans())
-def test_any_json_gets_an_answer_or_an_error_of_openais_shape(
-    frontend: "Frontend", http: httpx.Client, changes: dict[str, Any], starts_from_valid: bool, is_chat: bool
-) -> None:
-    valid = CHAT if is_chat else COMPLETION
-    body = valid | changes if starts_from_valid else changes
-    response = http.post("/v1/chat/completions" if is_chat else "/v1/completions", json=body)
-    if response.status_code == 200:
-        assert "error" not in response.text
-    else:
-        assert 400 <= response.status_code < 500
-        error_of(response)
-
-
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(body=json_values)
-def test_any_json_value_as_a_body_is_survived(frontend: "Frontend", http: httpx.Client, body: Any) -> None:
-    response = http.post("/v1/chat/completions", json=body)
-    assert response.status_code == 400
-    error_of(response)

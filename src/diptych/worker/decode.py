@@ -178,10 +178,9 @@ class DecodeRole:
         return self._batch.parts
 
     def prepare_sampling(self) -> None:
-        """Do what the running step's tokens need and its logits do not: the masks of grammars."""
+        """Do what the running step's tokens need and its logits do not."""
         for sequence in self._batch.sampled:
-            if sequence.chooser.guide is not None:
-                sequence.chooser.guide.prepare()
+            sequence.chooser.prepare()
 
     def on_step_done(self, outcome: Logits | EngineError, duration_s: float) -> None:
         """Take the result of the step planned last."""

@@ -153,3 +153,35 @@ def test_a_grammar_and_bans_that_leave_nothing_end_the_answer_with_an_error(comp
     )
     (result,) = choose_tokens(np.zeros((1, VOCAB_SIZE), np.float32), [(0, one)])
     assert isinstance(result, GrammarError)
+
+
+@pytest.mark.parametrize("wanted", [{}, {"temperature": 0.0}, {"top_p": 0.7}, {"top_k": 4}, {"min_p": 0.1}])
+def test_a_token_is_chosen_as_if_all_others_had_been_ruled_out_first(
+    compiler: GrammarCompiler, wanted: dict[str, float]
+) -> None:
+    grammar, num_allowed = regex(r"([a-f]|[0-9]{2})*"), 0
+    for seed in range(40):
+        one = chooser(compiler.compile(grammar).result(PATIENCE_S), seed=seed, **wanted)
+        logits = np.random.default_rng(seed).normal(0, 1.5, (1, VOCAB_SIZE)).astype(np.float32)
+        assert one.guide is not None
+        ruled_out = logits.copy()
+        rule_out(ruled_out[0], one.guide.copy().mask())
+        free = chooser(compiler.compile(regex("(?s:.*)")).result(PATIENCE_S), seed=seed, **wanted)
+        free.guide = None
+        num_allowed += choose_tokens(logits, [(0, free)]) == choose_tokens(ruled_out, [(0, free)])
+        one.prepare()
+        assert choose_tokens(logits, [(0, one)]) == choose_tokens(ruled_out, [(0, free)])
+    assert 0 < num_allowed < 40, "both cases came: a first choice that may come, and one that may not"
+
+
+def test_one_token_is_asked_about_as_in_the_mask(compiler: GrammarCompiler) -> None:
+    grammar = regex('a{2}("name"|true){1,3}')
+    asked, masked = compiler.compile(grammar).result(PATIENCE_S), compiler.compile(grammar).result(PATIENCE_S)
+    for token in [*tokens_of("aa"), VOCABULARY.token_bytes.index(b'"name"'), VOCABULARY.token_bytes.index(b"true")]:
+        masked.prepare()
+        of_mask = [masked.allows(other) for other in range(VOCAB_SIZE)]
+        assert [asked.allows(other) for other in range(VOCAB_SIZE)] == of_mask
+        assert [FirstTokenGuide(masked.mask().tobytes()).allows(other) for other in range(VOCAB_SIZE)] == of_mask
+        assert any(of_mask)
+        asked.on_token(token)
+        masked.on_token(token)

@@ -62,26 +62,51 @@ class TokenChooser:
 
         Raises: EngineError if the logits are no numbers; GrammarError if no token may come.
         """
-        adjusted = self._adjust(logits)
-        best = int(adjusted.argmax())
-        if not np.isfinite(adjusted[best]):
-            if np.isfinite(logits.max()):
+        adjusted = logits
+        if self._adjustments is not None:
+            adjusted = logits.copy()
+            self._adjustments.apply(adjusted)
+        token_id = self._choose_within_grammar(adjusted, logits)
+        num_top = self.params.num_logprobs
+        return SampledToken(token_id, None if num_top is None else token_logprobs(logits, token_id, num_top))
+
+    def prepare(self) -> None:
+        """Do what the next token needs and its logits do not: the mask of a grammar, unless it is likely not needed."""
+        if self.guide is not None and self._needs_mask:
+            self.guide.prepare()
+
+    @property
+    def _needs_mask(self) -> bool:
+        """Whether what a grammar rules out changes how likely the other tokens are.
+
+        Otherwise the token is the one with the highest sum of logit and noise: if that one may come, it is also the
+        highest of those that may.
+        """
+        params = self.params
+        is_greedy = params.temperature == GREEDY_TEMPERATURE
+        return not is_greedy and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
+
+    def _choose_within_grammar(self, logits: Floats, original: Floats) -> int:
+        if self.guide is None:
+            return self._pick(logits, original)
+        if not self._needs_mask:
+            token_id = self._pick(logits, original)
+            if self.guide.allows(token_id):
+                return token_id
+        allowed = logits.copy()
+        rule_out(allowed, self.guide.mask())
+        return self._pick(allowed, original)
+
+    def _pick(self, logits: Floats, original: Floats) -> int:
+        """Take the likeliest token, or draw one; `original` is the row as the model left it."""
+        best = int(logits.argmax())
+        if not np.isfinite(logits[best]):
+            if np.isfinite(original.max()):
                 raise GrammarError("what the request rules out leaves no token to go on with")
             raise EngineError("the model returned logits that are no numbers")
-        if self.params.temperature != GREEDY_TEMPERATURE:
-            best = draw_token(adjusted, best, self.params, Position(self.params.seed, self.choice, self._num_tokens))
-        num_top = self.params.num_logprobs
-        return SampledToken(best, None if num_top is None else token_logprobs(logits, best, num_top))
-
-    def _adjust(self, logits: Floats) -> Floats:
-        if self._adjustments is None and self.guide is None:
-            return logits
-        adjusted = logits.copy()
-        if self.guide is not None:
-            rule_out(adjusted, self.guide.mask())
-        if self._adjustments is not None:
-            self._adjustments.apply(adjusted)
-        return adjusted
+        if self.params.temperature == GREEDY_TEMPERATURE:
+            return best
+        return draw_token(logits, best, self.params, Position(self.params.seed, self.choice, self._num_tokens))
 
     def on_token(self, token_id: int) -> None:
         """Take note that `token_id` is the answer's next token."""
