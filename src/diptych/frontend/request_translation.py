@@ -22,7 +22,7 @@ from diptych.frontend.openai.generation import GenerationBody
 from diptych.frontend.openai.messages import ChatMessage
 from diptych.frontend.openai.tokenize import TokenizeRequest
 from diptych.frontend.openai.tools import Tool
-from diptych.frontend.openai.wire import LogprobWriter
+from diptych.frontend.openai.wire import LogprobWriter, Stamp
 from diptych.frontend.sampling_translation import SamplingTranslator
 from diptych.frontend.settings import FrontendSettings
 from diptych.frontend.text.chat_template import ChatTemplate
@@ -71,10 +71,7 @@ class RequestTranslator:
             self._sampling.text_options(body, wants_tokens=wants_tokens),
         )
         return generation, ChatLook(
-            id=base,
-            created=int(time.time()),
-            model=body.model,
-            system_fingerprint=self._settings.system_fingerprint,
+            stamp=Stamp(base, int(time.time()), body.model, self._settings.system_fingerprint),
             logprobs=self._writer(body.num_logprobs, body),
             prompt_logprobs=self._writer(body.prompt_logprobs, body),
             with_usage=_wants_usage(body),
@@ -137,10 +134,7 @@ class RequestTranslator:
         wants_tokens = body.logprobs is not None or bool(body.return_token_ids)
         generation = Generation(requests, self._sampling.text_options(body, wants_tokens=wants_tokens))
         return generation, CompletionLook(
-            id=base,
-            created=int(time.time()),
-            model=body.model,
-            system_fingerprint=self._settings.system_fingerprint,
+            stamp=Stamp(base, int(time.time()), body.model, self._settings.system_fingerprint),
             logprobs=self._writer(body.logprobs, body),
             prompt_logprobs=self._writer(body.prompt_logprobs, body),
             echoes=self._echoes(body, prompts) if body.echo else None,

@@ -9,9 +9,9 @@ from diptych.core.events import FinishReason
 from diptych.frontend.answer import AnswerEvent, ChoiceEnd, Delta, Generation, PromptRead, WholeAnswer, WholeChoice
 from diptych.frontend.openai.wire import (
     DONE,
+    AnswerLook,
     ChatLogprobs,
     FinishReasonName,
-    LogprobWriter,
     PromptLogprobs,
     Usage,
     UsageCount,
@@ -114,19 +114,9 @@ class ChatCompletion(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatLook:
-    """What a client wants to see of its answer."""
+class ChatLook(AnswerLook):
+    """What a client wants to see of the answer to a chat."""
 
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-    logprobs: LogprobWriter | None
-    """None: no log-probabilities."""
-    prompt_logprobs: LogprobWriter | None = None
-    with_usage: bool = False
-    with_usage_always: bool = False
-    with_token_ids: bool = False
     has_tools: bool = False
     is_tool_named: bool = False
 
@@ -155,11 +145,9 @@ class ChatStream:
 
     def closing(self) -> bytes:
         """Return the last events, [DONE] included."""
-        look = self._look
-        if not look.with_usage:
+        if not self._look.with_usage:
             return DONE
-        stamp = (look.id, look.created, look.model, look.system_fingerprint)
-        return event(ChatChunk(*stamp, [], self._usage.usage())) + DONE
+        return event(ChatChunk(*self._look.stamp, [], self._usage.usage())) + DONE
 
     def _begin(self, read: PromptRead) -> bytes:
         self._usage.add_prompt(read)
@@ -211,8 +199,7 @@ class ChatStream:
         usage: Usage | UnsetType | None = UNSET
         if look.with_usage:
             usage = self._usage.usage() if look.with_usage_always else None
-        stamp = (look.id, look.created, look.model, look.system_fingerprint)
-        return event(ChatChunk(*stamp, [choice], usage, prompt))
+        return event(ChatChunk(*look.stamp, [choice], usage, prompt))
 
 
 def whole_chat(look: ChatLook, generation: Generation, answer: WholeAnswer) -> bytes:
@@ -228,10 +215,7 @@ def whole_chat(look: ChatLook, generation: Generation, answer: WholeAnswer) -> b
         prompt_logprobs = look.prompt_logprobs.prompt(request.prompt_token_ids, told)
     return encode(
         ChatCompletion(
-            look.id,
-            look.created,
-            look.model,
-            look.system_fingerprint,
+            *look.stamp,
             [_whole_choice(look, index, choice) for index, choice in enumerate(answer.choices)],
             count.usage(),
             prompt_logprobs,

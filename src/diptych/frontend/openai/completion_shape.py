@@ -8,9 +8,9 @@ from diptych.core.request import TokenLogprobs
 from diptych.frontend.answer import AnswerEvent, ChoiceEnd, Delta, Generation, PromptRead, WholeAnswer, WholeChoice
 from diptych.frontend.openai.wire import (
     DONE,
+    AnswerLook,
     CompletionLogprobs,
     FinishReasonName,
-    LogprobWriter,
     PromptLogprobs,
     Usage,
     UsageCount,
@@ -47,23 +47,13 @@ class Completion(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionLook:
-    """What a client wants to see of its answer."""
+class CompletionLook(AnswerLook):
+    """What a client wants to see of the answers to a completion's prompts."""
 
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-    logprobs: LogprobWriter | None
-    """None: no log-probabilities."""
-    prompt_logprobs: LogprobWriter | None = None
     echoes: list[str] | None = None
     """The text of each prompt, with which its answers begin; None: they do not."""
     is_prompt_all: bool = False
     """Whether only the prompt is wanted (`max_tokens: 0`): the one token that was sampled is left out."""
-    with_usage: bool = False
-    with_usage_always: bool = False
-    with_token_ids: bool = False
 
 
 class _Choices:
@@ -191,8 +181,7 @@ class CompletionStream:
         return event(self._completion([choice], usage))
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
-        look = self._look
-        return Completion(look.id, look.created, look.model, look.system_fingerprint, choices, usage)
+        return Completion(*self._look.stamp, choices, usage)
 
 
 def whole_completion(look: CompletionLook, generation: Generation, answer: WholeAnswer) -> bytes:
@@ -204,7 +193,7 @@ def whole_completion(look: CompletionLook, generation: Generation, answer: Whole
         count.num_output_tokens = sum(choice.ended.num_tokens for choice in answer.choices)
     choices = _Choices(look, generation)
     whole = [_whole_choice(choices, answer, index, choice) for index, choice in enumerate(answer.choices)]
-    return encode(Completion(look.id, look.created, look.model, look.system_fingerprint, whole, count.usage()))
+    return encode(Completion(*look.stamp, whole, count.usage()))
 
 
 def _whole_choice(choices: _Choices, answer: WholeAnswer, index: int, choice: WholeChoice) -> CompletionChoice:

@@ -1,7 +1,8 @@
 """What answers of all routes share on the wire: usage, ends, log-probabilities, events of a stream."""
 
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -34,6 +35,15 @@ def stream_error_event(error_body: bytes) -> bytes:
 def finish_name(reason: FinishReason) -> FinishReasonName:
     """Return OpenAI's word for an end."""
     return "stop" if reason is FinishReason.STOP else "length"
+
+
+class Stamp(NamedTuple):
+    """What stands at the head of an answer, and of each chunk of its stream."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
 
 
 class PromptTokensDetails(Struct, frozen=True):
@@ -193,3 +203,16 @@ class LogprobWriter:
 def clamped(logprob: float) -> float:
     """Return a logarithm that JSON can write."""
     return max(logprob, LOWEST_LOGPROB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerLook:
+    """What a client wants to see of its answer."""
+
+    stamp: Stamp
+    logprobs: LogprobWriter | None
+    """None: no log-probabilities."""
+    prompt_logprobs: LogprobWriter | None = None
+    with_usage: bool = False
+    with_usage_always: bool = False
+    with_token_ids: bool = False
