@@ -48,6 +48,16 @@ def test_chat_streams_an_answer_and_its_usage(url: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(RUN_TIMEOUT_S + 60)
+def test_tools_calls_the_function_with_arguments_that_match(url: str) -> None:
+    arguments, returned, *answer = run(sys.executable, "examples/tools.py", "--url", url).splitlines()
+
+    assert json.loads(arguments)["unit"] in {"celsius", "fahrenheit"}
+    assert returned.startswith("get_weather returned {'city': ")
+    assert "".join(answer).strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(RUN_TIMEOUT_S + 60)
 def test_curl_visits_every_route(url: str) -> None:
     output = run("bash", "examples/curl.sh", url)
 

@@ -1,8 +1,8 @@
 """What all request bodies share: strictness, and checks of values that several of them have."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_STOP_STRINGS = 16
@@ -14,6 +14,20 @@ class Body(BaseModel):
     """Base of all bodies and of the objects in them."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class Returned(Body):
+    """Base of what clients send back as it came: client libraries keep notes in it that repeat what it says."""
+
+    client_notes: ClassVar[frozenset[str]] = frozenset()
+    """The names of those notes, which are dropped."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_notes(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if name not in cls.client_notes}
 
 
 def invalid(kind: str, message: str, parameter: str | None = None) -> PydanticCustomError:

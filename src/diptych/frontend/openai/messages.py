@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from diptych.frontend.openai import unsupported
-from diptych.frontend.openai.fields import Body, Text, check_unicode, invalid
+from diptych.frontend.openai.fields import Body, Returned, Text, check_unicode, invalid
 from diptych.frontend.openai.tools import MAX_TOOLS, ToolCall
 
 Conversation = list[dict[str, Any]]
@@ -40,7 +40,9 @@ Parts = Annotated[list[TextPart], Field(min_length=1)]
 Content = Annotated[str | Parts, BeforeValidator(_check_content)]
 
 
-class _Message(Body):
+class _Message(Returned):
+    client_notes = frozenset({"parsed"})
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, data: object) -> object:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from diptych.frontend.openai.fields import Body, Text, invalid
+from diptych.frontend.openai.fields import Body, Returned, Text, invalid
 
 MAX_TOOLS = 128
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -63,16 +63,18 @@ class AllowedToolsChoice(Body):
 ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
 
 
-class CalledFunction(Body):
+class CalledFunction(Returned):
     """What was called, with which arguments."""
 
+    client_notes = frozenset({"parsed_arguments"})
     name: FunctionName
     arguments: Text = Field(description="A JSON object, as text.")
 
 
-class ToolCall(Body):
+class ToolCall(Returned):
     """A call that the assistant made."""
 
+    client_notes = frozenset({"index"})
     id: Text = Field(min_length=1, max_length=256)
     type: Literal["function"]
     function: CalledFunction
