@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from diptych.bench.statistics import estimate_median, median, percentile
 from diptych.hardware.cost_model import CostModel
 from diptych.models import resolve
 from harness.bare import BareEngine, BareFacts, RowShape, StepShape
@@ -22,7 +23,6 @@ from harness.options import Options, setting
 from harness.program import Outcome, ProgressBar, run_program
 from harness.result import Finding
 from harness.serving import Place
-from harness.statistics import estimate_median, median, percentile
 
 CHUNK_REPEATS, BATCH_REPEATS = 3, 6
 """Of a shape in a round; the first pays for the change of shape and is dropped, the others' median counts."""

@@ -12,6 +12,7 @@ from typing import Any
 import uvloop
 
 import diptych
+from diptych.bench.statistics import estimate_median, median
 from diptych.core.messages import Role
 from harness.bare import BareEngine, decode_shapes
 from harness.batch_window import find_full_batch
@@ -21,7 +22,6 @@ from harness.program import Outcome, ProgressBar, run_program
 from harness.prompts import Prompts
 from harness.result import Finding
 from harness.serving import client_cores, pinned_to, place_of
-from harness.statistics import estimate_median, median
 
 MAX_RATIO = {1: 1.15, 8: 1.10, 32: 1.10}
 """By batch size; others are reported without a target."""

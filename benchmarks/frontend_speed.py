@@ -22,14 +22,14 @@ from threading import Thread
 from typing import Any
 
 import diptych
+from diptych.bench.statistics import estimate_median, percentile
+from diptych.core.errors import BenchError
 from diptych.hardware.cost_model import SMOLLM2_135M_ONE_AVX2_CORE
-from harness.errors import BenchmarkError
 from harness.options import MODELED_KV_BYTES, Options, setting
 from harness.process_memory import tree_of
 from harness.program import Outcome, ProgressBar, run_program
 from harness.raw_streams import RawStream, run_streams
 from harness.result import Finding, single
-from harness.statistics import estimate_median, percentile
 
 MIN_TOKENS_PER_S = 20_000
 MAX_ADDED_GAP_MS = 10.0
@@ -104,7 +104,7 @@ def _serving(options: FrontendOptions, scale: float) -> Iterator[tuple[diptych.S
         processes = [pid for pid in tree_of(os.getpid()) if pid != os.getpid()]
         front = [pid for pid in processes if FRONT_MODULE in Path(f"/proc/{pid}/cmdline").read_bytes()]
         if len(front) != 1:
-            raise BenchmarkError("the front process was not found among this program's children")
+            raise BenchError("the front process was not found among this program's children")
         for pid in processes:
             _pin(pid, {cores[0]} if pid in front else set(cores[1:] or cores))
         os.sched_setaffinity(0, set(cores[1:] or cores))

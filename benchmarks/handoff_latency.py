@@ -14,15 +14,15 @@ from typing import Any
 import uvloop
 
 import diptych
+from diptych.bench.statistics import estimate_median
+from diptych.core.errors import BenchError
 from diptych.core.events import Lifecycle, RequestRecord
 from harness.client import Background, LoadClient, Trace
-from harness.errors import BenchmarkError
 from harness.options import Options, setting
 from harness.program import Outcome, ProgressBar, run_program
 from harness.prompts import Prompts
 from harness.result import Finding, single
 from harness.serving import client_cores, pinned_to
-from harness.statistics import estimate_median
 
 MAX_HANDOFF_MS = 2.0
 BACKGROUND_WORDS = 16
@@ -150,7 +150,7 @@ async def _handed_over(client: LoadClient, prompts: Prompts, options: HandoffOpt
 
 def _handoff_s(record: RequestRecord) -> float:
     if record.prefill_worker is None:
-        raise BenchmarkError("a prompt was read by the decode worker itself; ask for more --num-words")
+        raise BenchError("a prompt was read by the decode worker itself; ask for more --num-words")
     return record.timeline[Lifecycle.JOINED] - record.timeline[Lifecycle.FIRST_TOKEN]
 
 
@@ -159,7 +159,7 @@ def _gap_around(moment_s: float, token_times_s: Sequence[float]) -> float:
     for earlier, later in pairwise(token_times_s):
         if earlier <= moment_s < later:
             return later - earlier
-    raise BenchmarkError("the background answers did not run during a hand-over; ask for more --background-tokens")
+    raise BenchError("the background answers did not run during a hand-over; ask for more --background-tokens")
 
 
 async def _check_bytes(server: diptych.Server, options: HandoffOptions) -> int:

@@ -16,15 +16,15 @@ from typing import Any
 import uvloop
 
 import diptych
+from diptych.bench.statistics import estimate_median, median, percentile
+from diptych.core.errors import BenchError
 from harness.batch_window import SETTLE_TOKENS, gaps_between
 from harness.client import Background, LoadClient
-from harness.errors import BenchmarkError
 from harness.options import Options, setting
 from harness.program import Outcome, ProgressBar, run_program
 from harness.prompts import Prompts
 from harness.result import Finding
 from harness.serving import client_cores, pinned_to
-from harness.statistics import estimate_median, median, percentile
 
 MAX_P99_RATIO = 1.5
 NUM_WORDS = 16
@@ -112,7 +112,7 @@ async def _measure_phase(
         phase.gaps_s += gaps_between(times_s, begin_s, end_s)
         phase.gap_times_s += [time_s - begin_s for time_s in times_s[1:]]
     if len(phase.gaps_s) < MIN_GAPS:
-        raise BenchmarkError(f"{len(phase.gaps_s)} tokens in a phase are too few; ask for more --phase-s")
+        raise BenchError(f"{len(phase.gaps_s)} tokens in a phase are too few; ask for more --phase-s")
     return phase
 
 

@@ -11,17 +11,17 @@ from typing import Any
 import uvloop
 
 import diptych
+from diptych.bench.statistics import estimate_median
+from diptych.core.errors import BenchError
 from diptych.core.events import Lifecycle
 from diptych.core.messages import Role
 from harness.bare import BareEngine, prefill_shapes
 from harness.client import LoadClient, Trace
-from harness.errors import BenchmarkError
 from harness.options import Options, setting
 from harness.program import Outcome, ProgressBar, run_program
 from harness.prompts import Prompts
 from harness.result import Finding
 from harness.serving import client_cores, pinned_to, place_of
-from harness.statistics import estimate_median
 
 MIN_SHARE = 0.90
 
@@ -107,7 +107,7 @@ async def _measure_pair(
         bare_s = sum(await asyncio.to_thread(engine.time_steps, shapes))
     (record,) = await client.records_of([trace])
     if record.num_cached_tokens or record.prefill_worker is None:
-        raise BenchmarkError("a prompt hit the prefix cache or was not read by the prefill worker; change --num-tokens")
+        raise BenchError("a prompt hit the prefix cache or was not read by the prefill worker; change --num-tokens")
     compute_s = record.timeline[Lifecycle.FIRST_TOKEN] - record.timeline[Lifecycle.PREFILL_STARTED]
     return Pair(trace.ended_s - trace.sent_s, compute_s, bare_s)
 

@@ -8,8 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from diptych.core.errors import DiptychError
-from harness.errors import BenchmarkError
+from diptych.core.errors import BenchError, DiptychError
 from harness.report import write_report
 from harness.result import RESULTS_DIR
 
@@ -61,7 +60,7 @@ def _run(name: str, arguments: list[str]) -> bool:
     try:
         return subprocess.run(command, timeout=TIMEOUT_S, check=False).returncode == 0
     except subprocess.TimeoutExpired:
-        raise BenchmarkError(f"{name} was not done within {TIMEOUT_S:.0f} s; ask for fewer --pairs") from None
+        raise BenchError(f"{name} was not done within {TIMEOUT_S:.0f} s; ask for fewer --pairs") from None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import uvloop
 
 import diptych
+from diptych.bench.statistics import estimate_median
 from diptych.core.events import Lifecycle, RequestRecord
 from diptych.launch.server import fetch_status
 from harness.cli_server import CliServer
@@ -25,7 +26,6 @@ from harness.program import Outcome, ProgressBar, run_program
 from harness.prompts import Prompts
 from harness.result import Finding, single
 from harness.serving import client_cores, pinned_to
-from harness.statistics import estimate_median
 
 MAX_READY_S = 10.0
 MAX_ADDED_TTFT_MS = 5.0

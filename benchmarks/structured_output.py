@@ -11,6 +11,7 @@ from typing import Any
 import uvloop
 
 import diptych
+from diptych.bench.statistics import estimate_median, median
 from harness.batch_window import BatchWindow, find_full_batch
 from harness.client import LoadClient
 from harness.options import Options, setting
@@ -18,7 +19,6 @@ from harness.program import Outcome, ProgressBar, run_program
 from harness.prompts import Prompts
 from harness.result import Finding
 from harness.serving import client_cores, pinned_to
-from harness.statistics import estimate_median, median
 
 MAX_RATIO = {16: 1.10}
 """By batch size; others are reported without a target."""

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 from diptych.core.clock import SystemClock
 from diptych.core.config import ServeConfig
-from diptych.core.errors import DiptychError
+from diptych.core.errors import BenchError, DiptychError
 from diptych.core.ids import BlockId
 from diptych.engine.base import Row, StepEngine, WarmUp
 from diptych.engine.modeled_engine import ModeledEngine
@@ -24,7 +24,6 @@ from diptych.models import ModelFolder, resolve
 from diptych.policy.batching import plan_chunks
 from diptych.transfer.segment import Segment
 from diptych.worker.server import MODELED_VOCAB_SIZE, WARM_UP_BATCH_SIZES, WARM_UP_BLOCKS
-from harness.errors import BenchmarkError
 from harness.serving import Place
 
 START_TIMEOUT_S = 120.0
@@ -90,7 +89,7 @@ class BareEngine:
     def __init__(self, config: ServeConfig, place: Place) -> None:
         """Start it in `place` with a thread for each core, and return when it is warm.
 
-        Raises: BenchmarkError.
+        Raises: BenchError.
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -109,7 +108,7 @@ class BareEngine:
     def time_steps(self, steps: Sequence[StepShape]) -> list[float]:
         """Compute `steps` one after the other; return the seconds that each took.
 
-        Raises: BenchmarkError if they do not fit in the engine's blocks, or it fails.
+        Raises: BenchError if they do not fit in the engine's blocks, or it fails.
         """
         self._connection.send([list(step) for step in steps])
         durations = self._receive(STEPS_TIMEOUT_S)
@@ -118,15 +117,13 @@ class BareEngine:
 
     def _receive(self, timeout_s: float) -> object:
         if not self._connection.poll(timeout_s):
-            raise BenchmarkError(
-                f"the bare engine did not answer within {timeout_s:.0f} s; ask for fewer or shorter steps"
-            )
+            raise BenchError(f"the bare engine did not answer within {timeout_s:.0f} s; ask for fewer or shorter steps")
         try:
             answer: object = self._connection.recv()
         except EOFError:
-            raise BenchmarkError("the bare engine's process has died; its last words are above") from None
+            raise BenchError("the bare engine's process has died; its last words are above") from None
         if isinstance(answer, _Failure):
-            raise BenchmarkError(f"bare engine: {answer.message}")
+            raise BenchError(f"bare engine: {answer.message}")
         return answer
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from harness.errors import BenchmarkError
+from diptych.core.errors import BenchError
 
 SETTLE_TOKENS = 3
 """Of each answer, not counted: joining changes the batch, and a changed batch costs more than a step."""
@@ -30,16 +30,16 @@ class BatchWindow:
 def find_full_batch(token_times_s: Sequence[Sequence[float]], min_steps: int) -> BatchWindow:
     """Return the window in which every answer was being written.
 
-    Raises: BenchmarkError if it is shorter than `min_steps` steps.
+    Raises: BenchError if it is shorter than `min_steps` steps.
     """
     if any(len(times) <= SETTLE_TOKENS for times in token_times_s):
-        raise BenchmarkError("an answer brought hardly any text; choose another --seed, or ask for more tokens")
+        raise BenchError("an answer brought hardly any text; choose another --seed, or ask for more tokens")
     begin_s = max(times[SETTLE_TOKENS] for times in token_times_s)
     end_s = min(times[-1] for times in token_times_s)
     gaps_s = [gap for times in token_times_s for gap in gaps_between(times, begin_s, end_s)]
     window = BatchWindow(begin_s, end_s, gaps_s, [sum(time <= begin_s for time in times) for times in token_times_s])
     if window.num_steps < min_steps:
-        raise BenchmarkError(
+        raise BenchError(
             f"only {window.num_steps} decode steps had all {len(token_times_s)} answers in them; ask for more tokens"
         )
     return window

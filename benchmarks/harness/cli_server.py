@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
-from harness.errors import BenchmarkError
+from diptych.core.errors import BenchError
 
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
@@ -24,7 +24,7 @@ class CliServer:
     def __init__(self, arguments: Sequence[str]) -> None:
         """Start it and return when it says where it listens.
 
-        Raises: BenchmarkError if it does not.
+        Raises: BenchError if it does not.
         """
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the server
         command = [sys.executable, "-m", "diptych", "serve", "--port", "0", *arguments]
@@ -59,10 +59,10 @@ class CliServer:
             selector.register(output, selectors.EVENT_READ)
             while (match := _READY_LINE.search(text)) is None:
                 if not selector.select(max(deadline_s - time.monotonic(), 0.0)):
-                    raise BenchmarkError(f"diptych serve was not ready within {READY_TIMEOUT_S:.0f} s")
+                    raise BenchError(f"diptych serve was not ready within {READY_TIMEOUT_S:.0f} s")
                 data = os.read(output.fileno(), 65536)
                 if not data:
-                    raise BenchmarkError(f"diptych serve ended while starting: {self._error_text()[-500:].strip()}")
+                    raise BenchError(f"diptych serve ended while starting: {self._error_text()[-500:].strip()}")
                 text += data.decode(errors="replace")
         return match[1], match[2]
 
@@ -73,7 +73,7 @@ class CliServer:
     def _launcher_s(self) -> float:
         match = _LAUNCHER_TIME.search(self._error_text())
         if match is None:
-            raise BenchmarkError("diptych serve no longer says `is ready after N s`; mend harness/cli_server.py")
+            raise BenchError("diptych serve no longer says `is ready after N s`; mend harness/cli_server.py")
         return float(match[1])
 
     def close(self) -> None:

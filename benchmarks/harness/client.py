@@ -12,8 +12,8 @@ from typing import Any, Self
 import httpx
 import msgspec
 
+from diptych.core.errors import BenchError
 from diptych.core.events import RequestRecord
-from harness.errors import BenchmarkError
 
 REQUEST_TIMEOUT_S = 600.0
 POLL_S = 0.02
@@ -80,14 +80,14 @@ class LoadClient:
     ) -> Trace:
         """Stream a completion to its end; a given `trace` can be watched meanwhile, `parameters` go into the body.
 
-        Raises: BenchmarkError if the server refuses or fails.
+        Raises: BenchError if the server refuses or fails.
         """
         return await self._stream("/v1/completions", parameters | {"prompt": prompt}, max_tokens, trace)
 
     async def chat(self, text: str, max_tokens: int) -> Trace:
         """Stream the answer to one user message.
 
-        Raises: BenchmarkError if the server refuses or fails.
+        Raises: BenchError if the server refuses or fails.
         """
         return await self._stream(
             "/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}, max_tokens, None
@@ -103,11 +103,11 @@ class LoadClient:
                 trace.first_byte_s = time.monotonic()
                 if response.status_code != httpx.codes.OK:
                     text = (await response.aread()).decode(errors="replace")
-                    raise BenchmarkError(f"the server answered {response.status_code}: {text[:200]}")
+                    raise BenchError(f"the server answered {response.status_code}: {text[:200]}")
                 trace.request_id = response.headers["X-Request-Id"]
                 await _read_events(response, trace)
         except httpx.HTTPError as error:
-            raise BenchmarkError(f"the connection to the server failed: {error!r}") from None
+            raise BenchError(f"the connection to the server failed: {error!r}") from None
         return trace
 
     async def status(self) -> dict[str, Any]:
@@ -125,14 +125,14 @@ class LoadClient:
     async def records_of(self, traces: list[Trace]) -> list[RequestRecord]:
         """Return the server's records of `traces`, in their order, once all of them have ended there.
 
-        Raises: BenchmarkError if one is not to be found.
+        Raises: BenchError if one is not to be found.
         """
         await self.wait_until_idle()
         response = await self._http.get("/diptych/requests")
         by_id = {record.request_id: record for record in _decode_records(response.content)}
         missing = [trace.request_id for trace in traces if trace.request_id not in by_id]
         if missing:
-            raise BenchmarkError(f"the server forgot {len(missing)} requests before they were looked up; ask for fewer")
+            raise BenchError(f"the server forgot {len(missing)} requests before they were looked up; ask for fewer")
         return [by_id[trace.request_id] for trace in traces]
 
 
@@ -144,7 +144,7 @@ async def _read_events(response: httpx.Response, trace: Trace) -> None:
         for line in lines:
             _note_event(line.removeprefix(DATA), trace, now_s)
     if not trace.ended_s:
-        raise BenchmarkError(f"the answer to {trace.request_id} broke off after {len(trace.token_times_s)} tokens")
+        raise BenchError(f"the answer to {trace.request_id} broke off after {len(trace.token_times_s)} tokens")
 
 
 def _note_event(payload: bytes, trace: Trace, now_s: float) -> None:
@@ -153,7 +153,7 @@ def _note_event(payload: bytes, trace: Trace, now_s: float) -> None:
         return
     event = _decode_event(payload)
     if event.error is not None:
-        raise BenchmarkError(f"the server failed: {event.error}")
+        raise BenchError(f"the server failed: {event.error}")
     for choice in event.choices:
         if choice.text or (choice.delta is not None and choice.delta.content):
             trace.token_times_s.append(now_s)
@@ -180,7 +180,7 @@ class Background:
     async def wait_until_all_write(self, num_tokens: int) -> None:
         """Return when every answer has brought `num_tokens` tokens.
 
-        Raises: BenchmarkError if one ends first.
+        Raises: BenchError if one ends first.
         """
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
             while any(len(trace.token_times_s) < num_tokens for trace in self.traces):
@@ -188,11 +188,11 @@ class Background:
                 await asyncio.sleep(POLL_S)
 
     def require_running(self) -> None:
-        """Raise BenchmarkError if an answer has ended: what was measured was not what it should be."""
+        """Raise BenchError if an answer has ended: what was measured was not what it should be."""
         for task in self._tasks:
             if task.done():
                 task.result()
-                raise BenchmarkError("a background answer ended before the measurement did; ask for fewer requests")
+                raise BenchError("a background answer ended before the measurement did; ask for fewer requests")
 
     async def __aexit__(self, *_: object) -> None:
         """Hang up, and return when the server has nothing left to do."""

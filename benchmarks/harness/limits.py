@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from harness.errors import BenchmarkError
+from diptych.core.errors import BenchError
 
 MATRIX_SIZE = 1_536
 READ_BYTES = 256 * 10**6
@@ -36,7 +36,7 @@ class Limits(NamedTuple):
 def measure_limits(core: int) -> Limits:
     """Measure on `core`, in a process of its own.
 
-    Raises: BenchmarkError if that fails.
+    Raises: BenchError if that fails.
     """
     command = [sys.executable, "-m", "harness.limits", "--core", str(core)]
     environment = {**os.environ, **ONE_THREAD}
@@ -44,7 +44,7 @@ def measure_limits(core: int) -> Limits:
         command, capture_output=True, timeout=TIMEOUT_S, env=environment, cwd=Path(__file__).parent.parent, check=False
     )
     if done.returncode:
-        raise BenchmarkError(f"the limits of core {core} cannot be measured: {done.stderr.decode()[-300:].strip()}")
+        raise BenchError(f"the limits of core {core} cannot be measured: {done.stderr.decode()[-300:].strip()}")
     return msgspec.json.decode(done.stdout, type=Limits)
 
 

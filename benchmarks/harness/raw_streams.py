@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from harness.errors import BenchmarkError
+from diptych.core.errors import BenchError
 
 TOKEN_MARK = b'"finish_reason":null'
 """Stands once in each event that brings text, and in no other."""
@@ -48,7 +48,7 @@ class RawStream:
 def run_streams(url: str, body: dict[str, Any], num_streams: int) -> list[RawStream]:
     """Send `body` to /v1/completions that often at once; return when all streams have ended.
 
-    Raises: BenchmarkError if one breaks off or nothing comes for a minute.
+    Raises: BenchError if one breaks off or nothing comes for a minute.
     """
     address = httpx.URL(url)
     content = json.dumps(body | {"stream": True}).encode()
@@ -74,7 +74,7 @@ def _read_all(selector: selectors.DefaultSelector) -> None:
     while selector.get_map():
         ready = selector.select(PATIENCE_S)
         if not ready:
-            raise BenchmarkError(f"no event came within {PATIENCE_S:.0f} s")
+            raise BenchError(f"no event came within {PATIENCE_S:.0f} s")
         for key, _ in ready:
             stream: RawStream = key.data
             data = stream.connection.recv(RECEIVE_BYTES)
@@ -82,4 +82,4 @@ def _read_all(selector: selectors.DefaultSelector) -> None:
             if stream.is_done:
                 selector.unregister(stream.connection)
             elif not data:
-                raise BenchmarkError("a stream broke off; the server's log says why")
+                raise BenchError("a stream broke off; the server's log says why")

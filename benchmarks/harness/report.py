@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import BenchmarkError
+from diptych.core.errors import BenchError
 from harness.result import Finding, Result, load_result
 
 HEADING = """# Benchmark results
@@ -16,12 +16,12 @@ whole interval is on that side of the target; *unclear*: it is on both. Raw samp
 def write_report(names: Sequence[str], directory: Path) -> Path:
     """Write `directory`/README.md from the results of `names` that are there.
 
-    Raises: BenchmarkError if there is none, or one cannot be read.
+    Raises: BenchError if there is none, or one cannot be read.
     """
     paths = [directory / f"{name}.json" for name in names]
     results = [load_result(path) for path in paths if path.exists()]
     if not results:
-        raise BenchmarkError(f"{directory} holds no results; run the benchmarks first")
+        raise BenchError(f"{directory} holds no results; run the benchmarks first")
     path = directory / "README.md"
     path.write_text(HEADING + "".join(_section(result, directory) for result in results), encoding="utf-8")
     return path

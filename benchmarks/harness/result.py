@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from harness.errors import BenchmarkError
-from harness.host import HostFacts
-from harness.statistics import Estimate
+from diptych.bench.host import HostFacts
+from diptych.bench.statistics import Estimate
+from diptych.core.errors import BenchError
 
 RESULTS_DIR = Path(__file__).parent.parent / "results" / "latest"
 DIGITS = 6
@@ -98,12 +98,12 @@ def save_result(result: Result, directory: Path) -> Path:
 def load_result(path: Path) -> Result:
     """Read what `save_result` wrote.
 
-    Raises: BenchmarkError if the file is none of ours.
+    Raises: BenchError if the file is none of ours.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Result)
     except (OSError, msgspec.DecodeError) as error:
-        raise BenchmarkError(f"{path} is no benchmark result ({error}); run the benchmark again") from None
+        raise BenchError(f"{path} is no benchmark result ({error}); run the benchmark again") from None
 
 
 def _rounded(value: Any) -> Any:

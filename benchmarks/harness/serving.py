@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from diptych.core.errors import BenchError
 from diptych.core.messages import Role
-from harness.errors import BenchmarkError
 
 
 class Place(NamedTuple):
@@ -19,13 +19,13 @@ class Place(NamedTuple):
 def place_of(status: dict[str, Any], role: Role) -> Place:
     """Return the place of the first worker with `role`; `status` is what /diptych/status answers.
 
-    Raises: BenchmarkError if there is none.
+    Raises: BenchError if there is none.
     """
     for worker in status["workers"].values():
         if worker["role"] == role:
             niceness = os.getpriority(os.PRIO_PROCESS, worker["status"]["pid"])
             return Place(list(worker["status"]["cores"]), niceness)
-    raise BenchmarkError(f"the server has no {role} worker to compare with")
+    raise BenchError(f"the server has no {role} worker to compare with")
 
 
 def client_cores(status: dict[str, Any]) -> list[int]:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diptych.core.errors import BenchError
 from harness.bare import BareEngine, RowShape, decode_shapes, prefill_shapes
-from harness.errors import BenchmarkError
 from harness.options import Options
 from harness.process_memory import proportional_bytes, tree_of
 from harness.serving import Place, client_cores, pinned_to
@@ -34,7 +34,7 @@ def test_bare_engine_times_each_step_in_a_process_that_ends_with_it() -> None:
         durations_s = engine.time_steps(prefill_shapes(100, 64))
         assert len(durations_s) == 2
         assert min(durations_s) > 0
-        with pytest.raises(BenchmarkError, match="do not fit"):
+        with pytest.raises(BenchError, match="do not fit"):
             engine.time_steps([[RowShape(1, engine.facts.num_blocks * engine.facts.block_size)]])
         assert len(engine.time_steps(decode_shapes([3, 4], 3))) == 3, "it goes on after a refusal"
     assert not os.path.exists(f"/proc/{child}")  # noqa: PTH110  procfs

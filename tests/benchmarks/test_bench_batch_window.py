@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diptych.core.errors import BenchError
 from harness.batch_window import SETTLE_TOKENS, find_full_batch, gaps_between
-from harness.errors import BenchmarkError
 
 
 def test_window_begins_when_the_last_has_settled_and_ends_with_the_first_to_end() -> None:
@@ -19,9 +19,9 @@ def test_window_begins_when_the_last_has_settled_and_ends_with_the_first_to_end(
 
 
 def test_answers_that_were_hardly_together_are_refused() -> None:
-    with pytest.raises(BenchmarkError, match="only 1 decode steps"):
+    with pytest.raises(BenchError, match="only 1 decode steps"):
         find_full_batch([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]], min_steps=2)
-    with pytest.raises(BenchmarkError, match="hardly any text"):
+    with pytest.raises(BenchError, match="hardly any text"):
         find_full_batch([[0.0, 1.0, 2.0]], min_steps=1)
 
 

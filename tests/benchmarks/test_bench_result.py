@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import BenchmarkError
-from harness.host import host_facts, software_versions
+from diptych.bench.host import host_facts, software_versions
+from diptych.bench.statistics import Estimate
+from diptych.core.errors import BenchError
 from harness.report import write_report
 from harness.result import Finding, Result, load_result, save_result, single
-from harness.statistics import Estimate
 
 
 def _finding(low: float, high: float, at_most: float | None = None, at_least: float | None = None) -> Finding:
@@ -67,8 +67,8 @@ def test_report_has_a_row_a_finding_in_the_order_asked_for(tmp_path: Path) -> No
 
 
 def test_report_of_nothing_and_of_rubbish_says_so(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="no results"):
+    with pytest.raises(BenchError, match="no results"):
         write_report(["first"], tmp_path)
     (tmp_path / "first.json").write_text("{}")
-    with pytest.raises(BenchmarkError, match=r"first\.json is no benchmark result"):
+    with pytest.raises(BenchError, match=r"first\.json is no benchmark result"):
         write_report(["first"], tmp_path)

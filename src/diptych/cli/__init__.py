@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from diptych import __version__
+from diptych.cli.bench import bench_app
 from diptych.cli.model import model_app
 from diptych.cli.serve import serve_command
 from diptych.cli.status import status_command
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve_command)
 app.command("status")(status_command)
+app.add_typer(bench_app, name="bench")
 app.add_typer(model_app, name="model")
 
 

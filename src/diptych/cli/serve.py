@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from diptych.cli.status import workers_table
 from diptych.core.config import LIST_SETTINGS, ServeConfig, load_config
@@ -23,10 +24,11 @@ def _option(field: str, panel: str, *names: str, metavar: str | None = None) -> 
     """Return the option for a field of `ServeConfig`, with the field's own help and default."""
     info = ServeConfig.model_fields[field]
     default = "" if info.default in (None, "", []) else f" [default: {info.default}]"
+    text = escape(f"{info.description}{default}")  # square brackets mean styles to typer
     return typer.Option(
         f"--{field.replace('_', '-')}",
         *names,
-        help=f"{info.description}{default}",
+        help=text,
         rich_help_panel=panel,
         metavar=metavar,
     )

@@ -4,6 +4,7 @@ DiptychError
 ├── ConfigError            a flag, file or environment value is wrong; nothing was started
 ├── ModelError             a model cannot be found, fetched, read or converted; the cache is as it was
 ├── LaunchError            a process did not come up or died while starting; all others were stopped
+├── BenchError             something could not be measured; what was measured before is kept
 ├── EngineError            a step could not be computed; its sequences must not be continued
 │   ├── BlockTableError    a block table failed its check before the step; nothing was computed or written
 │   └── GrammarError       an answer's grammar is wrong or cannot be followed; only its own request must end
@@ -31,6 +32,10 @@ class ModelError(DiptychError):
 
 class LaunchError(DiptychError):
     """A process did not come up; every process started with it has been stopped."""
+
+
+class BenchError(DiptychError):
+    """Something could not be measured; what was measured before is kept."""
 
 
 class EngineError(DiptychError):

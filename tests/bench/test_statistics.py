@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.statistics import estimate_median, percentile
+from diptych.bench.statistics import estimate_median, percentile
 
 times_s = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=20)
 
