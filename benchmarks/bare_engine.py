@@ -2,8 +2,7 @@
 
 Shapes: prompt chunks by tokens and past, decode batches by size and context. Every round measures the core's limits
 (peak of a matrix product, memory read speed) and then each shape. The limit of a step is the roofline: its weights'
-arithmetic at peak, or its weights and KV read once, whichever takes longer. The constants printed at the end are for
-src/diptych/hardware/cost_model.py.
+arithmetic at peak, or its weights and KV read once, whichever takes longer.
 """
 
 import os
@@ -13,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from diptych.bench.statistics import estimate_median, median, percentile
+from diptych.calibrate.bare_engine import BareEngine, BareFacts, Place, RowShape, StepShape
+from diptych.calibrate.fit import TimedStep, fit_cost_model, relative_errors
+from diptych.calibrate.shapes import KNOTS
 from diptych.hardware.cost_model import CostModel
 from diptych.models import resolve
-from harness.bare import BareEngine, BareFacts, RowShape, StepShape
-from harness.cost_fit import fit_cost_model, relative_errors
 from harness.limits import Limits, measure_limits
 from harness.model_work import ModelWork, count_work
 from harness.options import Options, setting
 from harness.program import Outcome, ProgressBar, run_program
 from harness.result import Finding
-from harness.serving import Place
 
 CHUNK_REPEATS, BATCH_REPEATS = 3, 6
 """Of a shape in a round; the first pays for the change of shape and is dropped, the others' median counts."""
@@ -79,8 +78,9 @@ def measure(options: BareOptions, progress: ProgressBar) -> Outcome:
                 with progress.part(shape.name):
                     _measure_shape(engine, shape, work, limits[-1])
     medians_s = [median(shape.durations_s) for shape in shapes]
-    model = fit_cost_model([shape.rows for shape in shapes], medians_s)
-    errors = relative_errors(model, [shape.rows for shape in shapes], medians_s)
+    steps = [TimedStep(shape.rows, seconds) for shape, seconds in zip(shapes, medians_s, strict=True)]
+    model = fit_cost_model(steps, KNOTS)
+    errors = relative_errors(model, steps)
     findings = _limit_findings(limits, options.seed) + [
         finding for shape in shapes for finding in _shape_findings(shape, options.seed)
     ]
@@ -142,8 +142,8 @@ def _notes(model: CostModel, errors: list[float]) -> list[str]:
     sizes = [abs(error) for error in errors]
     return [
         "cost model, fitted to the medians by least squares of relative errors:",
-        f"CostModel(step_base_s={model.step_base_s:.4g}, token_s={model.token_s:.4g}, "
-        f"attention_s={model.attention_s:.4g})",
+        f"{model.pass_s(1) * 1e3:.3g} ms a step, {model.row_s * 1e6:.3g} us a row, {model.past_token_s * 1e6:.3g} us a "
+        f"token of context, {model.pair_s * 1e6:.3g} us a pair (`diptych calibrate` measures it with care)",
         f"relative error of the fit: median {median(sizes):.1%}, 90th percentile {percentile(sizes, 90):.1%}, "
         f"largest {max(sizes):.1%}",
     ]
@@ -163,9 +163,10 @@ def _samples(
         "work": None if work is None else work._asdict(),
         # As text: their digits must not be cut like those of durations.
         "cost_model": {
-            "step_base_s": f"{model.step_base_s:.6g}",
-            "token_s": f"{model.token_s:.6g}",
-            "attention_s": f"{model.attention_s:.6g}",
+            "knots": " ".join(f"{tokens}:{seconds:.6g}" for tokens, seconds in model.knots),
+            "row_s": f"{model.row_s:.6g}",
+            "past_token_s": f"{model.past_token_s:.6g}",
+            "pair_s": f"{model.pair_s:.6g}",
         },
     }
 

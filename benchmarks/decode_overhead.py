@@ -13,8 +13,8 @@ import uvloop
 
 import diptych
 from diptych.bench.statistics import estimate_median, median
+from diptych.calibrate.bare_engine import BareEngine, decode_shapes
 from diptych.core.messages import Role
-from harness.bare import BareEngine, decode_shapes
 from harness.batch_window import find_full_batch
 from harness.client import LoadClient
 from harness.options import Options, setting

@@ -12,10 +12,10 @@ import uvloop
 
 import diptych
 from diptych.bench.statistics import estimate_median
+from diptych.calibrate.bare_engine import BareEngine, prefill_shapes
 from diptych.core.errors import BenchError
 from diptych.core.events import Lifecycle
 from diptych.core.messages import Role
-from harness.bare import BareEngine, prefill_shapes
 from harness.client import LoadClient, Trace
 from harness.options import Options, setting
 from harness.program import Outcome, ProgressBar, run_program

@@ -3,17 +3,11 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
+from diptych.calibrate.bare_engine import Place
 from diptych.core.errors import BenchError
 from diptych.core.messages import Role
-
-
-class Place(NamedTuple):
-    """Where a process computes, and how readily it gives way there."""
-
-    cores: list[int]
-    niceness: int = 0
 
 
 def place_of(status: dict[str, Any], role: Role) -> Place:

@@ -14,7 +14,7 @@ from diptych.hardware.cost_model import CostModel
 VOCAB_SIZE = 700
 NUM_BLOCKS = 12
 BLOCK_SIZE = 32
-NO_TIME = CostModel(0.0, 0.0, 0.0)
+NO_TIME = CostModel.linear(0.0, 0.0, 0.0)
 PROMPTS = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=100)
 
 
@@ -109,7 +109,7 @@ def test_only_sampled_rows_have_logits_in_their_order() -> None:
 
 def test_a_step_takes_the_time_that_the_cost_model_says() -> None:
     clock = VirtualClock()
-    engine, _ = bound_engine(CostModel(step_base_s=1.0, token_s=0.1, attention_s=0.01), clock)
+    engine, _ = bound_engine(CostModel.linear(step_base_s=1.0, token_s=0.1, pair_s=0.01), clock)
     engine.step([Row([1] * 10, 0, [BlockId(0)], 0)])
     assert clock.now_s() == pytest.approx(1.0 + 10 * 0.1 + 55 * 0.01)
 
@@ -119,7 +119,7 @@ def test_a_step_takes_the_time_that_the_cost_model_says() -> None:
 
 
 def test_a_slower_machine_takes_longer_by_its_factor() -> None:
-    model = CostModel(step_base_s=1.0, token_s=0.1, attention_s=0.01)
+    model = CostModel.linear(step_base_s=1.0, token_s=0.1, pair_s=0.01)
 
     assert model.scaled(3.0).step_s([(4, 9), (1, 0)]) == pytest.approx(3 * model.step_s([(4, 9), (1, 0)]))
     assert model.scaled(0.0).step_s([(4, 9)]) == 0
@@ -128,8 +128,8 @@ def test_a_slower_machine_takes_longer_by_its_factor() -> None:
 @pytest.mark.parametrize(
     ("cost_model", "prefill_tokens", "speed"),
     [
-        (CostModel(1.0, 0.1, 0.0), 10, 5.0),
-        (CostModel(1.0, 0.1, 0.0), 0, 0.0),
+        (CostModel.linear(1.0, 0.1, 0.0), 10, 5.0),
+        (CostModel.linear(1.0, 0.1, 0.0), 0, 0.0),
         (NO_TIME, 10, 1e9),
     ],
 )

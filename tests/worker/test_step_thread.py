@@ -27,7 +27,7 @@ class GatedEngine(ModeledEngine):
     """A step ends when the test lets it, in the way that the test wants."""
 
     def __init__(self) -> None:
-        super().__init__(CostModel(0, 0, 0), VirtualClock(), 300, frozenset())
+        super().__init__(CostModel.linear(0.0, 0.0, 0.0), VirtualClock(), 300, frozenset())
         self.gate = threading.Event()
         self.failure: Exception | None = None
 

@@ -10,6 +10,7 @@ import typer
 
 from diptych import __version__
 from diptych.cli.bench import bench_app
+from diptych.cli.calibrate import calibrate_command
 from diptych.cli.model import model_app
 from diptych.cli.serve import serve_command
 from diptych.cli.status import status_command
@@ -26,6 +27,7 @@ app = typer.Typer(
     epilog="Start with `diptych serve`, then talk to http://127.0.0.1:8000/v1 with any OpenAI client.",
 )
 app.command("serve")(serve_command)
+app.command("calibrate")(calibrate_command)
 app.command("status")(status_command)
 app.add_typer(bench_app, name="bench")
 app.add_typer(model_app, name="model")

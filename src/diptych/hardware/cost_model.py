@@ -1,37 +1,134 @@
 """How long a step takes, as a formula.
 
-The form is DistServe's (OSDI 2024, appendix A), for one device: a constant, a term for each token's passage through
-the weights, and a term for each pair of a new token and a token that it attends to. A decode row is a prompt chunk of
-one token, but costs less a token than a long chunk costs at its start, since weights are read once a step: that is the
-constant.
+Three things take time in a step: passing all new tokens through the weights, giving a row its logits, and attention.
+The first is a curve, not a line: a few tokens cost hardly more than one (the weights are read once whatever there is to
+compute), then kernels for small matrices take over, then those for large ones. Attention has a part for each earlier
+token that a row reads, and one for each pair of a new token and a token that it attends to.
+
+See: DistServe (OSDI 2024, appendix A) for the parts; it has straight lines where we have a curve, since it models GPUs
+at sizes where lines hold.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+
+class StepWork(NamedTuple):
+    """What a step has to compute, added up over its rows."""
+
+    num_rows: int = 0
+    num_tokens: int = 0
+    """New ones."""
+    num_past: int = 0
+    """Earlier tokens whose KV is read, once a row."""
+    num_pairs: float = 0.0
+    """Of a new token and one that it attends to."""
+
+    def plus(self, num_tokens: int, num_past: int) -> "StepWork":
+        """Return the work of a step with a row more, of `num_tokens` new tokens behind `num_past` earlier ones."""
+        return StepWork(
+            self.num_rows + 1,
+            self.num_tokens + num_tokens,
+            self.num_past + num_past,
+            self.num_pairs + num_tokens * num_past + num_tokens * (num_tokens + 1) / 2,
+        )
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[int, int]]) -> "StepWork":
+        """Return the work of rows of (new tokens, tokens before them)."""
+        work = cls()
+        for num_tokens, num_past in rows:
+            work = work.plus(num_tokens, num_past)
+        return work
+
+    @classmethod
+    def of_answers(cls, num_answers: int, num_context_tokens: int) -> "StepWork":
+        """Return the work of a step that continues answers with so many tokens of context in all."""
+        return cls(num_answers, num_answers, num_context_tokens, num_context_tokens + num_answers)
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Seconds of a step: `step_base_s + token_s * tokens + attention_s * pairs`."""
+    """Seconds of a step on one worker: `pass_s(tokens) + row_s * rows + past_token_s * past + pair_s * pairs`."""
 
-    step_base_s: float
-    """Reading the weights once, and starting the kernels."""
-    token_s: float
-    """Computing one token's passage through all layers."""
-    attention_s: float
-    """One new token attending to one earlier token, over all layers."""
+    knots: tuple[tuple[int, float], ...]
+    """(new tokens in the step, seconds of their way through the weights), growing; straight lines in between, and the
+    last line goes on."""
+    row_s: float
+    """Logits of a row, and whatever else each row costs."""
+    past_token_s: float
+    """Reading one earlier token's KV, over all layers."""
+    pair_s: float
+    """One new token attending to one token, over all layers."""
 
-    def step_s(self, rows: Sequence[tuple[int, int]]) -> float:
+    @classmethod
+    def linear(cls, step_base_s: float, token_s: float, pair_s: float) -> "CostModel":
+        """Return a model with a constant for a step, one for a token, and one for a pair."""
+        return cls(((1, step_base_s + token_s), (2, step_base_s + 2 * token_s)), 0.0, 0.0, pair_s)
+
+    def pass_s(self, num_tokens: int) -> float:
+        """Return how long `num_tokens` take on their way through the weights."""
+        if num_tokens <= 0:
+            return 0.0
+        place = bisect_right(self.knots, num_tokens, key=lambda knot: knot[0])
+        place = min(max(place, 1), len(self.knots) - 1)
+        (before, before_s), (behind, behind_s) = self.knots[place - 1 : place + 1]
+        return before_s + (behind_s - before_s) * (num_tokens - before) / (behind - before)
+
+    def work_s(self, work: StepWork) -> float:
+        """Return how long a step takes; 0 for one without rows."""
+        return (
+            self.pass_s(work.num_tokens)
+            + self.row_s * work.num_rows
+            + self.past_token_s * work.num_past
+            + self.pair_s * work.num_pairs
+        )
+
+    def step_s(self, rows: Iterable[tuple[int, int]]) -> float:
         """Return the duration of a step over rows of (new tokens, tokens before them)."""
-        num_tokens = sum(num_new for num_new, _ in rows)
-        num_pairs = sum(num_new * num_past + num_new * (num_new + 1) / 2 for num_new, num_past in rows)
-        return self.step_base_s + self.token_s * num_tokens + self.attention_s * num_pairs
+        return self.work_s(StepWork.of(rows))
+
+    def prefill_s(self, num_tokens: int, num_past: int, chunk_tokens: int) -> float:
+        """Return how long a prompt's `num_tokens` take behind `num_past`, in chunks, with nothing else in the steps."""
+        num_full, num_rest = divmod(num_tokens, chunk_tokens)
+        # Equal chunks whose pasts grow evenly: their sum needs no loop.
+        work = StepWork().plus(chunk_tokens, num_past)
+        grown = num_full * (num_full - 1) // 2 * chunk_tokens
+        seconds = num_full * self.work_s(work) + grown * (self.past_token_s + chunk_tokens * self.pair_s)
+        if num_rest:
+            seconds += self.step_s([(num_rest, num_past + num_full * chunk_tokens)])
+        return seconds
+
+    def largest_chunk(self, beside: StepWork, num_past: int, limit_s: float, most_tokens: int) -> int:
+        """Return how many tokens of a prompt, `num_past` of which are known, a step takes within `limit_s` at most.
+
+        `beside` is in the step anyway. 0 if not even one token fits.
+        """
+        return bisect_right(
+            range(1, most_tokens + 1), limit_s, key=lambda num_tokens: self.work_s(beside.plus(num_tokens, num_past))
+        )
+
+    def most_answers(self, mean_context_tokens: float, limit_s: float, most: int) -> int:
+        """Return how many answers a worker can continue with steps of `limit_s` at most."""
+
+        def step_s(num_answers: int) -> float:
+            return self.work_s(StepWork.of_answers(num_answers, round(num_answers * mean_context_tokens)))
+
+        return bisect_left(range(1, most + 1), True, key=lambda num_answers: step_s(num_answers) > limit_s)
 
     def scaled(self, factor: float) -> "CostModel":
         """Return a model of a machine that takes `factor` times as long."""
-        return CostModel(self.step_base_s * factor, self.token_s * factor, self.attention_s * factor)
+        return replace(
+            self,
+            knots=tuple((num_tokens, seconds * factor) for num_tokens, seconds in self.knots),
+            row_s=self.row_s * factor,
+            past_token_s=self.past_token_s * factor,
+            pair_s=self.pair_s * factor,
+        )
 
 
-SMOLLM2_135M_ONE_AVX2_CORE = CostModel(step_base_s=0.0352, token_s=0.00351, attention_s=1.35e-6)
-"""SmolLM2-135M (4-bit weights, f32 KV) on one core of an AMD EPYC 7003: fitted by benchmarks/bare_engine.py,
-relative error 13 % in the median, 51 % at most (a straight line overstates small batches)."""
+SMOLLM2_135M_ONE_AVX2_CORE = CostModel.linear(step_base_s=0.0352, token_s=0.00351, pair_s=1.35e-6)
+"""SmolLM2-135M (4-bit weights, f32 KV) on one core of an AMD EPYC 7003, in straight lines (relative error 13 % in the
+median): the time that the modeled engine takes."""

@@ -4,6 +4,7 @@ A request never comes here. Importing this package loads neither openvino nor hu
 their own (`convert`, `hub_program`), so that their memory, their noise and their crashes stay there.
 """
 
+from diptych.models.cache import default_cache_dir
 from diptych.models.catalog import CATALOG, DEFAULT_MODEL, CatalogModel
 from diptych.models.description import ModelDescription, ModelRow, describe, list_models
 from diptych.models.folder import ModelFolder
@@ -21,6 +22,7 @@ __all__ = [
     "Progress",
     "SilentProgress",
     "TerminalProgress",
+    "default_cache_dir",
     "describe",
     "list_models",
     "resolve",

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diptych.calibrate.bare_engine import BareEngine, Place, RowShape, decode_shapes, prefill_shapes
 from diptych.core.errors import BenchError
-from harness.bare import BareEngine, RowShape, decode_shapes, prefill_shapes
 from harness.options import Options
 from harness.process_memory import proportional_bytes, tree_of
-from harness.serving import Place, client_cores, pinned_to
 
 
 @given(st.integers(1, 3_000), st.integers(16, 512))
@@ -44,22 +43,3 @@ def test_bare_engine_times_each_step_in_a_process_that_ends_with_it() -> None:
 def _is_bare_engine(pid: int) -> bool:
     with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123  procfs
         return b"spawn_main" in file.read()
-
-
-def test_client_keeps_off_decode_cores_where_it_can() -> None:
-    def status(**cores: list[int]) -> dict[str, object]:
-        return {
-            "workers": {f"{role}-0": {"role": role, "status": {"cores": numbers}} for role, numbers in cores.items()}
-        }
-
-    allowed = sorted(os.sched_getaffinity(0))
-    assert client_cores(status(prefill=allowed[:1], decode=allowed[1:])) == allowed[:1]
-    assert client_cores(status(decode=allowed)) == allowed[:1]
-
-
-def test_pinning_is_undone() -> None:
-    before = os.sched_getaffinity(0)
-    with pytest.raises(RuntimeError), pinned_to([min(before)]):
-        assert os.sched_getaffinity(0) == {min(before)}
-        raise RuntimeError
-    assert os.sched_getaffinity(0) == before

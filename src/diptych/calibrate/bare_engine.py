@@ -24,13 +24,19 @@ from diptych.models import ModelFolder, resolve
 from diptych.policy.batching import plan_chunks
 from diptych.transfer.segment import Segment
 from diptych.worker.server import MODELED_VOCAB_SIZE, WARM_UP_BATCH_SIZES, WARM_UP_BLOCKS
-from harness.serving import Place
 
 START_TIMEOUT_S = 120.0
 STEPS_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 5.0
 TOKEN_ID = 500
 """What rows are filled with: which tokens they are does not change how long a step takes."""
+
+
+class Place(NamedTuple):
+    """Where a process computes, and how readily it gives way there."""
+
+    cores: list[int]
+    niceness: int = 0
 
 
 class RowShape(NamedTuple):
