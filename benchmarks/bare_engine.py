@@ -15,7 +15,7 @@ from diptych.bench.statistics import estimate_median, median, percentile
 from diptych.calibrate.bare_engine import BareEngine, BareFacts, Place, RowShape, StepShape
 from diptych.calibrate.fit import TimedStep, fit_cost_model, relative_errors
 from diptych.calibrate.shapes import KNOTS
-from diptych.hardware.cost_model import CostModel
+from diptych.core.cost_model import CostModel
 from diptych.models import resolve
 from harness.limits import Limits, measure_limits
 from harness.model_work import ModelWork, count_work

@@ -73,7 +73,11 @@ def tokenizer(model_dir: Path) -> Tokenizer:
 
 @contextmanager
 def serving(**changes: Any) -> Iterator[LiveServer]:
-    """Serve as a library does. With the modeled engine no time passes unless a test asks for it."""
+    """Serve as a library does. With the modeled engine no time passes unless a test asks for it.
+
+    Phases stay apart unless a test asks for something else, so that it knows who does what.
+    """
+    changes = {"adaptive": False} | changes
     if changes.get("engine") == "modeled":
         changes = {"modeled_time_scale": 0.0, "kv_bytes": MODELED_KV_BYTES} | changes
     else:  # answers must be equal on every path, which bf16 does not promise where the CPU has it

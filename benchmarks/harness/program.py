@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from diptych.bench.host import host_facts, software_versions
 from diptych.core.errors import DiptychError
+from diptych.hardware.host import host_facts, software_versions
 from harness.options import OptionsKind, parse_options
 from harness.result import Finding, Result, save_result
 

@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from diptych.bench.host import HostFacts
 from diptych.bench.statistics import Estimate
 from diptych.core.errors import BenchError
+from diptych.hardware.host import HostFacts
 
 RESULTS_DIR = Path(__file__).parent.parent / "results" / "latest"
 DIGITS = 6

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from diptych.bench.host import host_facts, software_versions
 from diptych.bench.statistics import Estimate
 from diptych.core.errors import BenchError
+from diptych.hardware.host import host_facts, software_versions
 from harness.report import write_report
 from harness.result import Finding, Result, load_result, save_result, single
 

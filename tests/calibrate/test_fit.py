@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.calibrate.fit import StepRows, TimedStep, fit_cost_model, relative_errors
-from diptych.hardware.cost_model import CostModel
+from diptych.core.cost_model import CostModel
 
 KNOTS = (1, 8, 64, 256)
 CHUNKS: list[StepRows] = [[(tokens, past)] for tokens in (4, 8, 16, 64, 256, 512) for past in (0, 256, 1024)]

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.core.clock import VirtualClock
+from diptych.core.cost_model import CostModel
 from diptych.core.ids import BlockId
 from diptych.engine.base import Row, WarmUp
 from diptych.engine.modeled_engine import FIRST_TOKEN_ID, ModeledEngine, expected_tokens
-from diptych.hardware.cost_model import CostModel
 
 VOCAB_SIZE = 700
 NUM_BLOCKS = 12

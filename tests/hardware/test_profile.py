@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from diptych.core.cost_model import CostModel
 from diptych.core.errors import ConfigError
-from diptych.hardware.cost_model import CostModel
 from diptych.hardware.profile import (
     FitError,
     Interference,

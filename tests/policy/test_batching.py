@@ -4,7 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.policy.batching import MIN_CHUNK_TOKENS, choose_victim, plan_chunks, prefill_budget_tokens
+from diptych.core.cost_model import CostModel, StepWork
+from diptych.policy.batching import (
+    AIM,
+    LONGEST_STEP_TPOTS,
+    MIN_CHUNK_TOKENS,
+    SMALLEST_CHUNK_TOKENS,
+    answers_when_read,
+    choose_victim,
+    has_room,
+    next_due_s,
+    paced_budget_tokens,
+    plan_chunks,
+    prefill_budget_tokens,
+    step_limit_s,
+)
 
 QUEUES = st.lists(st.integers(1, 300), max_size=12)
 BUDGETS = st.integers(MIN_CHUNK_TOKENS, 600)
@@ -101,3 +115,54 @@ def test_the_last_to_arrive_loses_its_blocks(arrivals: list[int]) -> None:
     victim = choose_victim(arrivals)
 
     assert arrivals[victim] == max(arrivals)
+
+
+COSTS = CostModel(((1, 0.006), (16, 0.013), (256, 0.100)), 2e-4, 2e-6, 2e-7)
+TPOT_S = 0.02
+
+
+def test_tokens_are_due_one_tpot_after_the_other() -> None:
+    dues = [next_due_s(100.0, count, TPOT_S) for count in (1, 2, 11)]
+    assert dues == pytest.approx([100 + count * TPOT_S * AIM for count in (1, 2, 11)])
+
+
+@pytest.mark.parametrize(
+    ("slacks_s", "limit_s"),
+    [
+        ([], LONGEST_STEP_TPOTS * TPOT_S),
+        ([0.03], 0.03),
+        ([0.03, 0.01, 5.0], 0.01),
+        ([9.0], LONGEST_STEP_TPOTS * TPOT_S),  # time in hand is not spent in one step
+        ([-0.01, 0.03], -0.01),  # late, and to be caught up with
+        ([-9.0, 0.03], 0.03),  # lost, and nobody is held back for it
+    ],
+)
+def test_a_step_ends_before_the_next_token_of_any_answer_is_due(slacks_s: list[float], limit_s: float) -> None:
+    assert step_limit_s([50.0 + slack for slack in slacks_s], 50.0, TPOT_S) == pytest.approx(limit_s)
+
+
+@given(st.integers(0, 40), st.integers(0, 2_000), st.floats(-0.1, 0.1), st.booleans())
+def test_a_paced_chunk_fits_or_is_worth_nothing(count: int, num_past: int, limit_s: float, is_urgent: bool) -> None:
+    answers = StepWork.of_answers(count, count * 300)
+    budget = paced_budget_tokens(COSTS, answers, num_past, limit_s, 256, is_urgent=is_urgent)
+    if count == 0:
+        assert budget == 256
+    elif is_urgent:
+        assert budget >= SMALLEST_CHUNK_TOKENS, "an urgent prompt goes on"
+    else:
+        assert budget == 0 or budget >= SMALLEST_CHUNK_TOKENS
+    if count and budget > SMALLEST_CHUNK_TOKENS:
+        assert COSTS.work_s(answers.plus(budget, num_past)) <= limit_s
+
+
+def test_a_worker_takes_on_as_many_answers_as_its_pace_allows() -> None:
+    most = COSTS.most_answers(300.0, TPOT_S, 64)
+    assert 2 < most < 64
+    for count in range(64):
+        assert has_room(count, 300.0, COSTS, TPOT_S) == (count + 1 <= most)
+        assert has_room(count + 0.5, 300.0, COSTS, TPOT_S) == (count + 2 <= most)
+
+
+@pytest.mark.parametrize(("wait_s", "count"), [(0.0, 10 + 3), (0.5, 5 + 3), (1.0, 0 + 3), (9.0, 0 + 3)])
+def test_answers_end_while_a_prompt_is_read_and_others_begin(wait_s: float, count: float) -> None:
+    assert answers_when_read(10, 3, wait_s, answer_s=1.0) == pytest.approx(count)

@@ -37,6 +37,8 @@ SETTINGS = st.fixed_dictionaries(
         "max_num_seqs": st.sampled_from([4, 6, 3, 1]),
         "chunk_tokens": st.sampled_from([16, 40, 256]),
         "is_exact": st.booleans(),
+        "is_adaptive": st.booleans(),
+        "slo_tpot_s": st.sampled_from([0.1, 0.03, 1.0]),
         "eos_token_ids": st.sampled_from([frozenset(), frozenset(range(256, 276))]),
     }
 )
@@ -75,7 +77,7 @@ class RoleLife(RuleBasedStateMachine):
             num_prefill=num_prefill, num_decode=num_decode, num_mixed=num_mixed, **changes
         )
         self.readers = [f"prefill-{number}" for number in range(num_prefill)]
-        self.writers = [name for name in self.cluster.workers if not name.startswith("prefill")]
+        self.writers = self.cluster.settings.owners
         self.homes: dict[str, str] = {}
 
     @precondition(lambda self: len(self.cluster.heard) < MAX_REQUESTS)
@@ -86,7 +88,7 @@ class RoleLife(RuleBasedStateMachine):
             choices = min(request["num_choices"], self.cluster.settings.max_num_seqs)
             sampling = request | request["extra"] | {"num_choices": choices}
             del sampling["extra"]
-            is_local = to.startswith("mixed") or not self.readers or number % 5 == 0
+            is_local = not to.startswith("decode") or not self.readers or number % 5 == 0
             reader = None if is_local else self.readers[number % len(self.readers)]
             heard = self.cluster.submit(**sampling, to=to, prefill=reader, seed=number)
             self.homes[heard.request.request_id] = to
@@ -143,7 +145,11 @@ class RoleLife(RuleBasedStateMachine):
     @rule(pick=PICKS, num_letters_sent=st.integers(0, 3), has_written=st.booleans())
     def kill_a_prefill_worker(self, pick: int, num_letters_sent: int, has_written: bool) -> None:
         alive = [name for name in self.readers if name in self.cluster.workers]
-        self.cluster.kill(alive[pick % len(alive)], num_letters_sent, has_written=has_written)
+        victim = alive[pick % len(alive)]
+        if victim in self.homes.values():
+            return  # what becomes of its own answers is the router's affair
+        self.cluster.kill(victim, num_letters_sent, has_written=has_written)
+        self.writers = [name for name in self.writers if name != victim]
 
     @invariant()
     def blocks_and_records_agree(self) -> None:

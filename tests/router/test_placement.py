@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from diptych.core.ids import WorkerId
 from diptych.router.placement import Placer
 from diptych.router.prefix_index import PrefixIndex
+from diptych.router.settings import RouterSettings
 
 if TYPE_CHECKING:
     from tests.router.conftest import Cluster
@@ -66,12 +67,12 @@ def test_cached_blocks_are_neither_computed_nor_counted_again(cluster: "Cluster"
 
 def test_excluded_workers_are_not_asked_and_a_full_hit_leaves_a_token(cluster: "Cluster") -> None:
     registry = cluster.router._registry
-    placer = Placer(registry, PrefixIndex(), block_size=4, local_prefill_max_tokens=4)
+    placer = Placer(registry, PrefixIndex(), 4, RouterSettings(local_prefill_max_tokens=4))
     addresses = {name: registry.life(WorkerId(name)).address for name in ("decode-0", "decode-1")}
-    placement = placer.try_place(8, [], {addresses["decode-0"]})
+    placement = placer.try_place(8, [], {addresses["decode-0"]}, 64.0, 16)
     assert placement is not None
     assert placement.decode.worker_id == "decode-1"
-    assert placer.try_place(8, [], set(addresses.values())) is None
+    assert placer.try_place(8, [], set(addresses.values()), 64.0, 16) is None
 
     async def scenario() -> None:
         cluster.caches("decode-0", 2)

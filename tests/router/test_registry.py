@@ -16,7 +16,7 @@ class Bench:
     def __init__(self) -> None:
         self.clock = VirtualClock(100.0)
         self.registry = WorkerRegistry(
-            {DECODE: Role.DECODE, PREFILL: Role.PREFILL}, self.clock, heartbeat_timeout_s=10.0
+            {DECODE: Role.DECODE, PREFILL: Role.PREFILL}, self.clock, heartbeat_timeout_s=10.0, costs={}
         )
 
     def beat(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from diptych.core.control import ClusterReady, FrontendListening, LayoutReport, Lease, StartFailure, ToLauncher
+from diptych.core.cost_model import CostModel
 from diptych.core.errors import LaunchError, ProtocolError
 from diptych.wire import control
 from diptych.wire.control import EXIT_STATUS_ORPHANED, ControlChannel
@@ -74,7 +75,7 @@ def test_speaking_to_the_dead_is_no_error(ends: Ends) -> None:
     theirs.close()
 
     for _ in range(3):
-        channel.send(Lease(max_model_len=2))
+        channel.send(Lease(max_model_len=2, costs=CostModel.linear(0.0, 0.0, 0.0)))
 
 
 @pytest.mark.parametrize(

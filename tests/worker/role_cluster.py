@@ -38,15 +38,17 @@ from diptych.core.messages import (
 from diptych.core.request import Request, SamplingParams, TokenLogprobs
 from diptych.engine.base import Logits, Row
 from diptych.engine.modeled_engine import ModeledEngine, next_state
-from diptych.hardware.cost_model import SMOLLM2_135M_ONE_AVX2_CORE
+from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes, request_key
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.models.vocabulary import Vocabulary
 from diptych.wire.mailbox import Outbox
+from diptych.worker.both_roles import BothRoles
 from diptych.worker.decode import DecodeRole
 from diptych.worker.load import Speed
 from diptych.worker.memory import StepPart, WorkerMemory
+from diptych.worker.pace import Pace
 from diptych.worker.prefill import PrefillRole
 from diptych.worker.sampling.chooser import TokenChooser
 from diptych.worker.sampling.guide import GrammarGuide, compile_grammar, make_ll_tokenizer
@@ -75,6 +77,11 @@ class RoleSettings:
     chunk_tokens: int = 64
     decode_chunk_tokens: int = 16
     local_prefill_max_tokens: int = 8
+    max_model_len: int | None = None
+    """None: what a worker's blocks hold."""
+    is_adaptive: bool = False
+    slo_ttft_s: float = 1.0
+    slo_tpot_s: float = 0.05
     is_exact: bool = False
     has_kv_checksums: bool = True
     eos_token_ids: frozenset[int] = frozenset()
@@ -83,6 +90,11 @@ class RoleSettings:
     def roles(self) -> dict[WorkerId, Role]:
         counts = {Role.PREFILL: self.num_prefill, Role.DECODE: self.num_decode, Role.MIXED: self.num_mixed}
         return {WorkerId(f"{role}-{index}"): role for role, count in counts.items() for index in range(count)}
+
+    @property
+    def owners(self) -> list[WorkerId]:
+        """Who has blocks."""
+        return [worker_id for worker_id, role in self.roles.items() if role is not Role.PREFILL or self.is_adaptive]
 
 
 @dataclass
@@ -189,18 +201,19 @@ class RecordingOutbox(Outbox):
 class RoleWorker:
     """One worker: its role and the step that it is in."""
 
-    def __init__(self, role: PrefillRole | DecodeRole, engine: ModeledEngine, memory: WorkerMemory) -> None:
+    def __init__(self, role: PrefillRole | DecodeRole | BothRoles, engine: ModeledEngine, memory: WorkerMemory) -> None:
         self.role = role
         self.engine = engine
         self.memory = memory
         self.parts: list[StepPart] | None = None
         """Of the running step."""
         self._outcome: Logits | None = None
+        self.num_steps = 0
 
     @property
     def decode(self) -> DecodeRole:
-        assert isinstance(self.role, DecodeRole)
-        return self.role
+        assert not isinstance(self.role, PrefillRole)
+        return self.role.decode if isinstance(self.role, BothRoles) else self.role
 
     def begin(self) -> bool:
         """Plan a step and check its tables; tell whether there is anything to compute."""
@@ -224,7 +237,8 @@ class RoleWorker:
         self.write()
         assert self._outcome is not None
         self.parts = None
-        self.role.on_step_done(self._outcome if failure is None else failure, 0.01)
+        self.num_steps += 1
+        self.role.on_step_done(self._outcome if failure is None else failure)
 
 
 class RoleCluster:
@@ -237,7 +251,7 @@ class RoleCluster:
         self.heard: dict[RequestId, Heard] = {}
         self.guides = InstantGuides(settings.eos_token_ids)
         self.hasher = BlockHasher(MODEL_KEY, self._engine().layout.fingerprint, block_size=self.block_size)
-        owners = [worker_id for worker_id, role in settings.roles.items() if role is not Role.PREFILL]
+        owners = settings.owners
         num_blocks = settings.num_blocks * len(owners)
         self.header, self._blocks = self._map_segment(num_blocks)
         self.workers: dict[str, RoleWorker] = {}
@@ -254,7 +268,7 @@ class RoleCluster:
 
     @property
     def max_model_len(self) -> int:
-        return self.settings.num_blocks * self.block_size
+        return self.settings.max_model_len or self.settings.num_blocks * self.block_size
 
     def _engine(self) -> ModeledEngine:
         clock = VirtualClock() if not hasattr(self, "clock") else self.clock
@@ -272,16 +286,19 @@ class RoleCluster:
         engine.bind(self._blocks, self.header.num_blocks)
         memory = WorkerMemory(self.header, self._blocks, engine.layout)
         order = self._order(worker_id, role)
-        outbox, speed = RecordingOutbox(self.letters, worker_id), Speed(100.0)
-        if role is Role.PREFILL:
-            return RoleWorker(PrefillRole(order, engine, memory, outbox, self.clock, speed), engine, memory)
+        outbox = RecordingOutbox(self.letters, worker_id)
+        costs = SMOLLM2_135M_ONE_AVX2_CORE
+        pace = Pace(order, costs, Speed(100.0, costs), self.clock)
+        prefill = PrefillRole(order, engine, memory, outbox, self.clock, pace)
+        if not owned:
+            return RoleWorker(prefill, engine, memory)
         blocks = SequenceBlocks(
             PrefixCache(owned), memory, self.hasher, incarnation=order.incarnation, is_exact=order.is_exact
         )
         decode = DecodeRole(
-            order, engine, memory, blocks, outbox, self.clock, speed, self.guides, max_model_len=self.max_model_len
+            order, engine, memory, blocks, outbox, self.clock, pace, self.guides, max_model_len=self.max_model_len
         )
-        return RoleWorker(decode, engine, memory)
+        return RoleWorker(BothRoles(prefill, decode, pace) if role is Role.PREFILL else decode, engine, memory)
 
     def _order(self, worker_id: WorkerId, role: Role) -> WorkerOrder:
         settings = self.settings
@@ -302,6 +319,9 @@ class RoleCluster:
             chunk_tokens=settings.chunk_tokens,
             decode_chunk_tokens=settings.decode_chunk_tokens,
             local_prefill_max_tokens=settings.local_prefill_max_tokens,
+            is_adaptive=settings.is_adaptive,
+            slo_ttft_s=settings.slo_ttft_s,
+            slo_tpot_s=settings.slo_tpot_s,
             is_exact=settings.is_exact,
             has_kv_checksums=settings.has_kv_checksums,
         )
@@ -389,8 +409,9 @@ class RoleCluster:
 
     def _after(self, worker_id: str) -> None:
         """Do what a worker's loop does in every turn: admit, and report at once."""
-        role = self.workers[worker_id].role
-        if isinstance(role, DecodeRole):
+        worker = self.workers[worker_id]
+        if not isinstance(worker.role, PrefillRole):
+            role = worker.decode
             role.admit()
             arrivals = [sequence.arrival for sequence in role.roster.waiting]
             assert arrivals == sorted(arrivals), "first come, first served"
@@ -493,8 +514,8 @@ class RoleCluster:
         for worker in self.workers.values():
             load = worker.role.load()
             assert (load.num_running, load.num_waiting, load.queued_prefill_tokens) == (0, 0, 0)
-            if isinstance(worker.role, DecodeRole):
-                cache = worker.role.blocks.cache
+            if not isinstance(worker.role, PrefillRole):
+                cache = worker.decode.blocks.cache
                 cache.check_invariants()
                 assert cache.num_available_blocks == cache.num_blocks, "a block is still held"
         self.check_records()

@@ -47,8 +47,7 @@ def test_choices_share_the_prompt_and_differ_behind_it(path: dict[str, Any]) -> 
     assert len({tuple(choice.answer) for choice in heard.choices}) == 4
     assert len(heard.started) >= 1
     # 80 prompt tokens once, not four times; then a token a step for all.
-    speed = cluster.workers[home_of(cluster)["to"]].decode._speed
-    assert speed.num_steps < 40 + 80
+    assert cluster.workers[home_of(cluster)["to"]].num_steps < 40 + 80
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)

@@ -492,7 +492,7 @@ def test_a_void_grant_is_given_back_and_the_others_go_on() -> None:
     cluster.header.reserve(parts[0].row.block_table, 2**50)  # taken away, as if the grant were of a former life
     with pytest.raises(BlockTableError) as raised:
         worker.memory.run_step(worker.engine, parts)
-    worker.role.on_step_done(raised.value, 0.0)
+    worker.role.on_step_done(raised.value)
 
     ended = msgspec.msgpack.decode(cluster.letters.queues[("prefill-0", "decode-0")][0], type=GrantEnded)
     assert ended.epoch == parts[0].epoch
@@ -511,7 +511,7 @@ def test_a_doubled_grant_does_not_stop_the_prefill_worker() -> None:
     worker = cluster.workers["prefill-0"]
     with pytest.raises(BlockTableError, match="in the same step") as raised:
         worker.memory.run_step(worker.engine, worker.role.plan_step())
-    worker.role.on_step_done(raised.value, 0.0)
+    worker.role.on_step_done(raised.value)
 
     finish(cluster)
     assert heard.answer == greedy(heard)

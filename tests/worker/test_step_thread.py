@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from diptych.core.clock import VirtualClock
+from diptych.core.cost_model import CostModel
 from diptych.core.errors import BlockTableError, EngineError
 from diptych.core.ids import BlockId, RequestId
 from diptych.engine.base import Logits, Row
 from diptych.engine.modeled_engine import ModeledEngine
-from diptych.hardware.cost_model import CostModel
 from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.wire.wake import Wake
 from diptych.worker.memory import StepPart, WorkerMemory

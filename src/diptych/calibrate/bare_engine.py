@@ -19,7 +19,7 @@ from diptych.core.errors import BenchError, DiptychError
 from diptych.core.ids import BlockId
 from diptych.engine.base import Row, StepEngine, WarmUp
 from diptych.engine.modeled_engine import ModeledEngine
-from diptych.hardware.cost_model import SMOLLM2_135M_ONE_AVX2_CORE
+from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE
 from diptych.models import ModelFolder, resolve
 from diptych.policy.batching import plan_chunks
 from diptych.transfer.segment import Segment

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from diptych.hardware.cost_model import CostModel, StepWork
+from diptych.core.cost_model import CostModel, StepWork
 
 Floats = npt.NDArray[np.float64]
 StepRows = Sequence[tuple[int, int]]

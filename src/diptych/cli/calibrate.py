@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from diptych.bench.host import host_facts, software_versions
 from diptych.calibrate.measure import MeasuredCosts, measure_costs, measure_handover, measure_interference
 from diptych.core.config import ServeConfig, load_config
-from diptych.hardware.cost_model import CostModel
+from diptych.core.cost_model import CostModel
+from diptych.hardware.host import host_facts, software_versions
 from diptych.hardware.profile import Interference, Profile, profile_path, write_profile
 from diptych.launch.cores import usable_cores
 from diptych.models import default_cache_dir, resolve, stderr_progress

@@ -25,8 +25,9 @@ def _option(field: str, panel: str, *names: str, metavar: str | None = None) -> 
     info = ServeConfig.model_fields[field]
     default = "" if info.default in (None, "", []) else f" [default: {info.default}]"
     text = escape(f"{info.description}{default}")  # square brackets mean styles to typer
+    flag = field.replace("_", "-")
     return typer.Option(
-        f"--{field.replace('_', '-')}",
+        f"--{flag}/--no-{flag}" if info.annotation is bool else f"--{flag}",
         *names,
         help=text,
         rich_help_panel=panel,
@@ -58,6 +59,10 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     chunk_tokens: Annotated[int | None, _option("chunk_tokens", WORKERS)] = None,
     decode_chunk_tokens: Annotated[int | None, _option("decode_chunk_tokens", WORKERS)] = None,
     local_prefill_max_tokens: Annotated[int | None, _option("local_prefill_max_tokens", WORKERS)] = None,
+    adaptive: Annotated[bool | None, _option("adaptive", WORKERS)] = None,
+    slo_ttft_s: Annotated[float | None, _option("slo_ttft_s", WORKERS)] = None,
+    slo_tpot_s: Annotated[float | None, _option("slo_tpot_s", WORKERS)] = None,
+    profile: Annotated[Path | None, _option("profile", MODEL, metavar="FILE")] = None,
     exact: Annotated[bool | None, _option("exact", MEMORY)] = None,
     kv_checksums: Annotated[bool | None, _option("kv_checksums", MEMORY)] = None,
     request_timeout_s: Annotated[float | None, _option("request_timeout_s", LIMITS)] = None,
@@ -119,6 +124,7 @@ def _introduce(console: Console, server: Server) -> None:
         f"[bold]{server.model_name}[/bold] is ready after {server.started.ready_after_s:.1f} s, "
         f"context {status['max_model_len']} tokens, workers' own memory {memory_bytes / 1e9:.2f} GB"
     )
+    console.print(f"step times are predicted from {server.started.costs_source}")
     typer.echo(f"Diptych serves {server.model_name} at {server.url}")
     body = f'{{"model": "{server.model_name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     typer.echo(f"Try:  curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")

@@ -90,10 +90,24 @@ class ServeConfig(BaseModel):
     )
     chunk_tokens: int = Field(default=256, ge=16, le=65536, description="Most prompt tokens a prefill step computes.")
     decode_chunk_tokens: int = Field(
-        default=64, ge=16, le=65536, description="The same in a step that also continues answers."
+        default=64, ge=16, le=65536, description="The same in a step that also continues answers, without --adaptive."
     )
     local_prefill_max_tokens: int = Field(
         default=8, ge=0, description="A decode worker reads up to this many uncached prompt tokens itself."
+    )
+    adaptive: bool = Field(
+        default=True,
+        description="Workers take on the other phase's work where that meets the SLO sooner, and chunks and batches "
+        "are as large as the SLO lets them be; without, phases stay strictly apart and chunks have fixed sizes.",
+    )
+    slo_ttft_s: float = Field(
+        default=1.0, gt=0, le=3600, description="Seconds to the first token that --adaptive plans for."
+    )
+    slo_tpot_s: float = Field(
+        default=0.05, gt=0, le=60, description="Seconds a token after the first that --adaptive plans for."
+    )
+    profile: Path | None = Field(
+        default=None, description="Profile of this machine [default: what `diptych calibrate` has left in the cache]."
     )
     exact: bool = Field(
         default=False, description="Reuse only blocks written by prefill, so caching never changes an answer."

@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from diptych.core.cost_model import CostModel
 from diptych.core.ids import WorkerId
 from diptych.core.messages import PeerAddress, Role
 
@@ -55,6 +56,12 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The same while answers are being written by the same worker."""
     local_prefill_max_tokens: int
     """A decode worker reads a prompt itself if no more than this many tokens of it are not cached."""
+    is_adaptive: bool
+    """Whether the sizes of chunks and batches follow from the SLO and predicted step times, not from fixed numbers; a
+    prefill worker then also writes answers, in blocks of its own."""
+    slo_ttft_s: float
+    slo_tpot_s: float
+    """What answers shall keep to: seconds to the first token, and a token after that."""
     is_exact: bool
     """Whether to reuse only blocks written by prefill, so that answers do not depend on what is cached even in bf16."""
     has_kv_checksums: bool
@@ -64,6 +71,11 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def address(self) -> PeerAddress:
         """Where this life of the worker is written to."""
         return PeerAddress(self.worker_id, self.endpoint, self.incarnation)
+
+    @property
+    def writes_answers(self) -> bool:
+        """Whether it owns blocks. A prefill worker does not, unless it may help out."""
+        return self.role is not Role.PREFILL or self.is_adaptive
 
 
 class LayoutReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -80,6 +92,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     max_model_len: int
     """Most tokens of a prompt and its answer together."""
+    costs: CostModel
+    """How long steps take on this worker's cores, as far as is known."""
 
 
 class StartFailure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -108,6 +122,11 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     drain_timeout_s: float
     max_outstanding_requests: int
     local_prefill_max_tokens: int
+    is_adaptive: bool
+    slo_ttft_s: float
+    slo_tpot_s: float
+    costs: dict[WorkerId, CostModel]
+    """How long steps take on each worker."""
 
 
 class FrontendListening(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -19,7 +19,7 @@ from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
 from diptych.core.request import Request, SampledToken, SamplingParams, TokenLogprobs
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 class Role(StrEnum):
@@ -259,6 +259,10 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     """Private memory of the process (the segment not counted)."""
     num_steps: int
+    cost_scale: float = 1.0
+    """How many times as long steps take of late as the cost model says."""
+    prefill_share: float = 0.0
+    """Of its time of late, spent on prompts."""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):

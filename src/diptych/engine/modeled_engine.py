@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from diptych.core.clock import Clock
+from diptych.core.cost_model import CostModel
 from diptych.core.ids import BlockId
 from diptych.engine.base import Logits, Row, WarmUp
-from diptych.hardware.cost_model import CostModel
 from diptych.kv.layout import CacheTensor, KVLayout
 
 BLOCK_SIZE_TOKENS = 32

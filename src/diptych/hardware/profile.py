@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from diptych.core.cost_model import CostModel
 from diptych.core.errors import ConfigError
-from diptych.hardware.cost_model import CostModel
 
 PROFILE_FORMAT = 1
 

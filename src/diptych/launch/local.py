@@ -33,6 +33,7 @@ from diptych.core.ids import WorkerId
 from diptych.core.messages import Role, WorkerExited
 from diptych.kv.header import SegmentHeader
 from diptych.launch.cores import CorePlan, share_cores, usable_cores
+from diptych.launch.costs import Costs, find_costs
 from diptych.launch.process import ChildProcess, describe_exit
 from diptych.launch.run_directory import RunDirectory
 from diptych.launch.segment_plan import EXTENT_BLOCKS, SegmentPlan, agree_on_layout, plan_segment
@@ -58,6 +59,8 @@ class StartedCluster:
     cores: CorePlan
     plan: SegmentPlan
     layout: LayoutReport
+    costs_source: str
+    """Where the workers' predicted step times come from, for people."""
     ready_after_s: float
 
 
@@ -96,10 +99,12 @@ class LocalCluster:
             raise
         self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
         self._watcher.start()
-        url, plan, layout = started
-        return StartedCluster(url, self._cores, plan, layout, time.monotonic() - begin_s)
+        url, plan, layout, source = started
+        return StartedCluster(url, self._cores, plan, layout, source, time.monotonic() - begin_s)
 
-    def _start(self, deadline_s: float, on_progress: Callable[[str], None]) -> tuple[str, SegmentPlan, LayoutReport]:
+    def _start(
+        self, deadline_s: float, on_progress: Callable[[str], None]
+    ) -> tuple[str, SegmentPlan, LayoutReport, str]:
         segment, descriptor = Segment.create(self._config.kv_bytes)
         try:
             on_progress("starting the workers")
@@ -114,20 +119,28 @@ class LocalCluster:
                 worker_id: self._expect(child, LayoutReport, deadline_s) for worker_id, child in self._workers.items()
             }
             layout = agree_on_layout(reports)
-            plan = self._lease_blocks(segment, layout)
+            costs = find_costs(self._config, self._model, layout.engine, self._cores.workers)
+            plan = self._lease_blocks(segment, layout, costs)
             on_progress("warming up")
-            self._frontend.control.send(self._frontend_order(layout, plan))
+            self._frontend.control.send(self._frontend_order(layout, plan, costs))
             listening = self._expect(self._frontend, FrontendListening, deadline_s)
             self._expect(self._frontend, ClusterReady, deadline_s)
         finally:
             os.close(descriptor)
             segment.close()
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        return f"http://{host}:{listening.port}", plan, layout
+        return f"http://{host}:{listening.port}", plan, layout, costs.source
 
-    def _lease_blocks(self, segment: Segment, layout: LayoutReport) -> SegmentPlan:
+    def _lease_blocks(self, segment: Segment, layout: LayoutReport, costs: Costs) -> SegmentPlan:
         config = self._config
-        plan = plan_segment(segment.num_bytes, layout, self._roles, self._model.context_length, config.max_model_len)
+        plan = plan_segment(
+            segment.num_bytes,
+            layout,
+            self._roles,
+            self._model.context_length,
+            config.max_model_len,
+            do_helpers_own=config.adaptive,
+        )
         header = SegmentHeader.create(
             segment.view(0, segment.num_bytes),
             plan.num_blocks,
@@ -140,8 +153,8 @@ class LocalCluster:
             for extent in extents:
                 header.lease_extent(extent, worker_id, header.extent_epoch(extent))
         header.close()
-        for worker in self._workers.values():
-            worker.control.send(Lease(max_model_len=plan.max_model_len))
+        for worker_id, worker in self._workers.items():
+            worker.control.send(Lease(max_model_len=plan.max_model_len, costs=costs.models[worker_id]))
         return plan
 
     def _expect(self, child: ChildProcess, kind: type[Answer], deadline_s: float) -> Answer:
@@ -205,6 +218,9 @@ class LocalCluster:
             chunk_tokens=config.chunk_tokens,
             decode_chunk_tokens=config.decode_chunk_tokens,
             local_prefill_max_tokens=config.local_prefill_max_tokens,
+            is_adaptive=config.adaptive,
+            slo_ttft_s=config.slo_ttft_s,
+            slo_tpot_s=config.slo_tpot_s,
             is_exact=config.exact,
             has_kv_checksums=config.kv_checksums,
         )
@@ -212,7 +228,7 @@ class LocalCluster:
     def _is_beside_frontend(self, worker_id: WorkerId) -> bool:
         return not set(self._cores.workers[worker_id]).isdisjoint(self._cores.frontend)
 
-    def _frontend_order(self, layout: LayoutReport, plan: SegmentPlan) -> FrontendOrder:
+    def _frontend_order(self, layout: LayoutReport, plan: SegmentPlan, costs: Costs) -> FrontendOrder:
         config = self._config
         return FrontendOrder(
             model=self._model_order(),
@@ -231,6 +247,10 @@ class LocalCluster:
             drain_timeout_s=config.drain_timeout_s,
             max_outstanding_requests=config.max_queue,
             local_prefill_max_tokens=config.local_prefill_max_tokens,
+            is_adaptive=config.adaptive,
+            slo_ttft_s=config.slo_ttft_s,
+            slo_tpot_s=config.slo_tpot_s,
+            costs=costs.models,
         )
 
     def _children(self) -> list[ChildProcess]:

@@ -2,10 +2,14 @@
 
 First come, first served, in chunks: a prefill step takes prompt tokens up to the length that saturates the device
 (DistServe, OSDI 2024, section 4.3, calls it L_m), the last prompt in part. While answers are being written by the same
-worker, the prompt's share shrinks so that a step stays short (Sarathi-Serve's stall-free batching, OSDI 2024).
+worker, the prompt's share shrinks so that a step stays short (Sarathi-Serve's stall-free batching, OSDI 2024): by a
+fixed number of tokens, or by what a cost model says fits in before the next token of any answer is due.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+
+from diptych.core.cost_model import CostModel, StepWork
 
 MIN_CHUNK_TOKENS = 2
 """A prompt is never computed one token at a time: kernels for one row round differently, and answers must not depend on
@@ -37,6 +41,63 @@ def prefill_budget_tokens(num_decode_rows: int, chunk_tokens: int, decode_chunk_
     if num_decode_rows == 0:
         return chunk_tokens
     return max(decode_chunk_tokens - num_decode_rows, MIN_CHUNK_TOKENS)
+
+
+AIM = 0.95
+"""Tokens are due after this share of the time that the SLO leaves them: steps take a little longer than predicted."""
+LONGEST_STEP_TPOTS = 4.0
+"""However far ahead of its time an answer is: it shall be written in a steady flow, not in bursts."""
+LOST_TPOTS = 8.0
+"""An answer that is so far behind will not catch up; nobody else is held back for it."""
+SMALLEST_CHUNK_TOKENS = 16
+"""Fewer tokens of a prompt are not worth the price of a longer step, unless they are its last."""
+
+
+def next_due_s(first_token_s: float, num_tokens: int, tpot_s: float) -> float:
+    """Return when the next token of an answer that has `num_tokens` must come for its mean TPOT to be `tpot_s`.
+
+    An answer that has been written faster than that has time in hand, which a longer step may use.
+    """
+    return first_token_s + num_tokens * tpot_s * AIM
+
+
+def step_limit_s(dues_s: Iterable[float], now_s: float, tpot_s: float) -> float:
+    """Return how long a step may take that starts now and continues answers whose next tokens are due at `dues_s`."""
+    slacks_s = [due_s - now_s for due_s in dues_s if due_s > now_s - LOST_TPOTS * tpot_s]
+    return min([*slacks_s, LONGEST_STEP_TPOTS * tpot_s])
+
+
+def paced_budget_tokens(  # noqa: PLR0913
+    costs: CostModel, answers: StepWork, num_past: int, limit_s: float, chunk_tokens: int, *, is_urgent: bool
+) -> int:
+    """Return how many prompt tokens fit beside `answers` into a step of `limit_s`; the first prompt has `num_past`.
+
+    0 if so few fit that the step had better go without; an urgent prompt always gets a little.
+    """
+    if answers.num_rows == 0:
+        return chunk_tokens
+    num_tokens = costs.largest_chunk(answers, num_past, limit_s, chunk_tokens)
+    if num_tokens >= SMALLEST_CHUNK_TOKENS:
+        return num_tokens
+    return SMALLEST_CHUNK_TOKENS if is_urgent else 0
+
+
+def answers_when_read(num_answers: float, num_unread: float, wait_s: float, answer_s: float) -> float:
+    """Return how many answers a worker will be writing after `wait_s`.
+
+    Those of now end one by one, each within `answer_s`; of the `num_unread`, all will have been read by then.
+    """
+    return num_answers * max(1.0 - wait_s / max(answer_s, 1e-9), 0.0) + num_unread
+
+
+def has_room(num_answers: float, mean_context_tokens: float, costs: CostModel, limit_s: float) -> bool:
+    """Tell whether a worker shall take on one more answer when it will be writing `num_answers`.
+
+    Answers beyond that wait before their prompts are read, where they have time until the first token is due, and not
+    behind it, where all would be written too slowly.
+    """
+    count = math.ceil(num_answers + 1)
+    return costs.work_s(StepWork.of_answers(count, round(count * mean_context_tokens))) <= limit_s
 
 
 def choose_victim(arrival_order: Sequence[int]) -> int:

@@ -224,7 +224,10 @@ class Follower:
         """Choose workers. Raises: RequestTimeoutError, UnavailableError."""
         if self._clock.now_s() >= request.deadline_s:
             raise RequestTimeoutError("the deadline passed before a worker took the request")
-        placement = self._placer.try_place(len(request.prompt_token_ids), hashes, excluded)
+        num_prompt_tokens, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
+        num_answer_tokens = min(self.history.mean_output_tokens, max_tokens) * request.num_choices
+        num_most_tokens = min(num_prompt_tokens + max_tokens, self._settings.max_model_len)
+        placement = self._placer.try_place(num_prompt_tokens, hashes, excluded, num_answer_tokens, num_most_tokens)
         if placement is None:
             raise UnavailableError(NO_WORKER)
         return placement

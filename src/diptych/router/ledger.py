@@ -57,13 +57,15 @@ class Ledger:
     """Requests whose answers this worker writes."""
     blocks: Counter
     """KV blocks that those requests hold, by the router's estimate."""
+    unread: Counter
+    """Of `sequences`, those whose prompts have not been read."""
     prefill_tokens: Counter
     """Uncached prompt tokens that this worker has to compute, whoever owns their blocks."""
 
     @classmethod
     def empty(cls) -> "Ledger":
         """Return the ledger of a worker that has just come up."""
-        return cls(Counter(), Counter(), Counter())
+        return cls(Counter(), Counter(), Counter(), Counter())
 
     def on_status(self, status: WorkerStatus) -> None:
         """Compare with what the worker says of itself."""
@@ -75,6 +77,7 @@ class Ledger:
         """Stop counting the request anywhere."""
         self.sequences.release(request_id)
         self.blocks.release(request_id)
+        self.unread.release(request_id)
         self.prefill_tokens.release(request_id)
 
     @property

@@ -14,13 +14,19 @@ from dataclasses import dataclass
 import msgspec
 
 from diptych.core.clock import Clock
+from diptych.core.cost_model import CostModel
 from diptych.core.ids import WorkerId
 from diptych.core.messages import PROTOCOL_VERSION, Heartbeat, PeerAddress, Role, WorkerState, WorkerStatus
 from diptych.core.service import WorkerInfo
+from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX512_CORE
+from diptych.policy.pairing import WorkerLoad
 from diptych.policy.routing import DecodeLoad, PrefillLoad
 from diptych.router.ledger import Ledger
 
 log = logging.getLogger(__name__)
+
+UNKNOWN_COSTS = SMOLLM2_135M_ONE_AVX512_CORE
+"""Of a worker that nobody announced; its heartbeats say by what factor it differs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,8 +49,15 @@ class WorkerLife:
 class WorkerRegistry:
     """All workers that this router knows. Owned by the event loop's thread."""
 
-    def __init__(self, expected_workers: Mapping[WorkerId, Role], clock: Clock, heartbeat_timeout_s: float) -> None:
+    def __init__(
+        self,
+        expected_workers: Mapping[WorkerId, Role],
+        clock: Clock,
+        heartbeat_timeout_s: float,
+        costs: Mapping[WorkerId, CostModel],
+    ) -> None:
         self._expected_workers = dict(expected_workers)
+        self._costs = dict(costs)
         self._clock = clock
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._started_s = clock.now_s()
@@ -115,8 +128,8 @@ class WorkerRegistry:
 
     @property
     def can_decode(self) -> bool:
-        """Whether any decode or mixed worker accepts requests."""
-        return any(life.role is not Role.PREFILL and self.is_accepting(life) for life in self._lives.values())
+        """Whether anyone accepts requests who has blocks for answers."""
+        return any(life.status.num_blocks > 0 and self.is_accepting(life) for life in self._lives.values())
 
     @property
     def has_everyone_come_up(self) -> bool:
@@ -151,6 +164,29 @@ class WorkerRegistry:
             for life in self._lives.values()
             if life.role is Role.PREFILL
         ]
+
+    def worker_loads(self, block_size: int) -> list[WorkerLoad]:
+        """Return a snapshot of all workers as such that may do either phase."""
+        return [self._worker_load(life, block_size) for life in self._lives.values()]
+
+    def _worker_load(self, life: WorkerLife, block_size: int) -> WorkerLoad:
+        ledger, status = life.ledger, life.status
+        num_unread = min(ledger.unread.total, ledger.sequences.total)
+        return WorkerLoad(
+            worker_id=life.worker_id,
+            role=life.role,
+            is_accepting=self.is_accepting(life),
+            costs=self._costs.get(life.worker_id, UNKNOWN_COSTS),
+            cost_scale=status.cost_scale,
+            num_blocks=status.num_blocks,
+            num_used_blocks=ledger.blocks.total,
+            num_answers=ledger.sequences.total - num_unread,
+            num_unread=num_unread,
+            num_context_tokens=ledger.blocks.total * block_size,
+            num_queued_prompts=len(ledger.prefill_tokens),
+            num_queued_tokens=ledger.prefill_tokens.total,
+            prefill_share=status.prefill_share,
+        )
 
     def worker_infos(self) -> dict[WorkerId, WorkerInfo]:
         """Return every worker that is expected or has been heard of, in the order of their ids."""

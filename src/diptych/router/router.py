@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from diptych.core.clock import Clock
+from diptych.core.cost_model import CostModel
 from diptych.core.errors import InvalidRequestError, OverloadedError, PeerUnreachableError, UnavailableError
 from diptych.core.events import RequestRecord
 from diptych.core.ids import BlockHash, WorkerId
@@ -65,6 +66,7 @@ class Router:
         clock: Clock,
         settings: RouterSettings,
         expected_workers: Mapping[WorkerId, Role],
+        costs: Mapping[WorkerId, CostModel] | None = None,
     ) -> None:
         self._model = model
         self._max_model_len = max_model_len
@@ -72,9 +74,9 @@ class Router:
         self._inbox = inbox
         self._outbox = outbox
         self._settings = settings
-        self._registry = WorkerRegistry(expected_workers, clock, settings.heartbeat_timeout_s)
+        self._registry = WorkerRegistry(expected_workers, clock, settings.heartbeat_timeout_s, costs or {})
         self._prefixes = PrefixIndex()
-        placer = Placer(self._registry, self._prefixes, hasher.block_size, settings.local_prefill_max_tokens)
+        placer = Placer(self._registry, self._prefixes, hasher.block_size, settings)
         self._follower = Follower(placer, outbox, clock, settings, hasher.block_size)
         self._was_ready = False
         self._is_draining = False

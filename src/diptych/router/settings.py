@@ -11,6 +11,13 @@ class RouterSettings:
     """Requests that may be in the system, the waiting and the aborting ones too; more are refused with 429."""
     local_prefill_max_tokens: int = 32
     """A prompt of which no more than this is uncached is read by its decode worker."""
+    is_adaptive: bool = False
+    """Whether to place requests by predicted times: any worker may then do either phase."""
+    slo_ttft_s: float = 1.0
+    slo_tpot_s: float = 0.05
+    """What predictions are held against, where `is_adaptive`."""
+    max_model_len: int = 2**31
+    """Most tokens of a prompt and its answer together."""
     heartbeat_timeout_s: float = 10.0
     """A worker that is silent for longer gets no new work. Generous: a busy worker's heartbeats may be late."""
     max_attempts: int = 3

@@ -7,6 +7,7 @@ is recomputed: its prompt by prefill, its answer token by token as before, so it
 
 import logging
 from collections.abc import Sequence as Several
+from itertools import accumulate
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
@@ -15,12 +16,12 @@ from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.messages import Abort, FailureKind, Filled, GrantEnded, PeerGone, Submit, ToWorker
 from diptych.core.request import Request, SampledToken, TokenLogprobs
 from diptych.engine.base import Logits, StepEngine
-from diptych.policy.batching import plan_chunks, prefill_budget_tokens
 from diptych.wire.mailbox import Outbox
 from diptych.worker.batch import Batch
 from diptych.worker.handoff import Handoff
-from diptych.worker.load import Load, Speed
+from diptych.worker.load import Load
 from diptych.worker.memory import StepPart, WorkerMemory
+from diptych.worker.pace import Pace, Unread
 from diptych.worker.report import Report
 from diptych.worker.roster import Roster
 from diptych.worker.sampling.chooser import TokenChooser, choose_tokens
@@ -42,7 +43,7 @@ class DecodeRole:
         blocks: SequenceBlocks,
         outbox: Outbox,
         clock: Clock,
-        speed: Speed,
+        pace: Pace,
         guides: GuideMaker,
         *,
         max_model_len: int,
@@ -52,13 +53,13 @@ class DecodeRole:
         self._engine = engine
         self._memory = memory
         self._clock = clock
-        self._speed = speed
+        self._pace = pace
         self._guides = guides
         self._batch = Batch([])  # of the running step
         self._aborted_in_step: list[Sequence] = []
         self._num_arrived = 0
         self.blocks = blocks
-        self.roster = Roster(order, blocks, outbox, clock)
+        self.roster = Roster(order, blocks, outbox, clock, pace)
         self.report = Report()
 
     def load(self) -> Load:
@@ -116,12 +117,19 @@ class DecodeRole:
         elif request.num_choices > self._order.max_num_seqs:
             text = f"{request.num_choices} answers to a request are more than the {self._order.max_num_seqs} that run"
             self.report.add_failed(sequence, FailureKind.INVALID, f"{text} at a time (--max-num-seqs)", now_s)
+        elif self._most_tokens(request) > self.blocks.cache.num_blocks * self.blocks.block_size:
+            text = f"{self._order.worker_id}'s blocks do not hold so long an answer"
+            self.report.add_failed(sequence, FailureKind.REFUSED, text, now_s)
         elif self.roster.is_full:
             self.report.add_failed(sequence, FailureKind.REFUSED, f"{self._order.worker_id}'s queue is full", now_s)
         elif request.sampling.grammar is not None:
             self.roster.add_compiling(sequence, self._guides.compile(request.sampling.grammar))
         else:
             self.roster.add(sequence)
+
+    def _most_tokens(self, request: Request) -> int:
+        """Return how long an answer may get, with its prompt. Its last token is never computed."""
+        return min(len(request.prompt_token_ids) + request.sampling.max_tokens, self._max_model_len) - 1
 
     def _abort(self, sequence: Sequence) -> None:
         if sequence in self._batch:
@@ -163,39 +171,61 @@ class DecodeRole:
 
     def plan_step(self) -> list[StepPart]:
         """Choose who takes part in the next step; called when none is running. Empty: nothing to compute now."""
+        answers, prompts = self.find_work()
+        return self.take_up(answers, self._pace.chunks(answers, prompts))
+
+    def find_work(self) -> tuple[list[Sequence], list[Unread]]:
+        """Return the answers to continue, each with room for its next token, and the prompts to read here, in order."""
         self._end_overdue()
         self.admit()
-        decoding, unread = self.roster.grow(), self.roster.prefilling
-        budget = prefill_budget_tokens(len(decoding), self._order.chunk_tokens, self._order.decode_chunk_tokens)
-        chunks = plan_chunks([sequence.num_remaining_prompt_tokens for sequence in unread], budget)
-        reading = list(zip(unread, chunks, strict=False))
-        self._batch = Batch([(sequence, 1) for sequence in decoding] + reading)
+        answers = self.roster.grow()
+        # Those that lost their blocks came before some that wait for longer: the order counts, not the time.
+        since_s = accumulate((one.timeline[Lifecycle.RESERVED] for one in self.roster.prefilling), max)
+        unread = [
+            Unread(since, sequence.num_remaining_prompt_tokens, sequence.num_computed_tokens)
+            for sequence, since in zip(self.roster.prefilling, since_s, strict=True)
+        ]
+        return answers, unread
+
+    def take_up(self, answers: list[Sequence], chunks: Several[int]) -> list[StepPart]:
+        """Make a step of `answers` and chunks of the first prompts, as `find_work` has returned them."""
+        reading = list(zip(self.roster.prefilling, chunks, strict=False))
+        self._batch = Batch([(sequence, 1) for sequence in answers] + reading)
         now_s = self._clock.now_s()
-        for sequence in decoding:
+        for sequence in answers:
             sequence.note_first(Lifecycle.JOINED, now_s)
         for sequence, _ in reading:
             sequence.note_first(Lifecycle.PREFILL_STARTED, now_s)
         return self._batch.parts
+
+    def drop_step(self) -> None:
+        """Forget the step planned last: nothing of it has been computed, and all of it is to be planned again."""
+        self._batch = Batch([])
+        self._abort_in_step()
 
     def prepare_sampling(self) -> None:
         """Do what the running step's tokens need and its logits do not."""
         for sequence in self._batch.sampled:
             sequence.chooser.prepare()
 
-    def on_step_done(self, outcome: Logits | EngineError, duration_s: float) -> None:
+    def on_step_done(self, outcome: Logits | EngineError) -> None:
         """Take the result of the step planned last."""
         batch, self._batch = self._batch, Batch([])
         if isinstance(outcome, EngineError):
             for sequence, _ in batch.members:
                 self._fail(sequence, FailureKind.ERROR, str(outcome))
         else:
-            self._on_logits(batch, outcome, duration_s)
+            self._on_logits(batch, outcome)
+        self._abort_in_step()
+
+    def _abort_in_step(self) -> None:
+        """Abort what was to be aborted while the step was running."""
         aborted, self._aborted_in_step = self._aborted_in_step, []
         for sequence in aborted:
             if sequence in self.roster.find(sequence.request_id):  # else it has just ended by itself
                 self._abort(sequence)
 
-    def _on_logits(self, batch: Batch, logits: Logits, duration_s: float) -> None:
+    def _on_logits(self, batch: Batch, logits: Logits) -> None:
         """Sample, then record what was computed: what gave no token is not to be found in the cache."""
         batch.keep_prompt_logprobs(logits)
         answers = {sequence: self._choices(sequence) for sequence in batch.sampled}
@@ -208,7 +238,6 @@ class DecodeRole:
                 kind = FailureKind.INVALID if isinstance(error, GrammarError) else FailureKind.ERROR
                 self._fail(head, kind, str(error))
                 batch.drop(head.request_id)
-        self._count(batch, duration_s)
         self.blocks.on_computed(batch.members)
         now_s = self._clock.now_s()
         for sequence, _ in batch.members:
@@ -222,11 +251,6 @@ class DecodeRole:
             else:
                 logprobs = head.prompt_logprobs if head.wants_prompt_logprobs else None
                 self._begin_answers(head, answers[head], head_tokens, logprobs)
-
-    def _count(self, batch: Batch, duration_s: float) -> None:
-        decoding = [sequence for sequence, _ in batch.members if sequence.state is SequenceState.DECODING]
-        num_prefill_tokens = sum(size for _, size in batch.members) - len(decoding)
-        self._speed.on_step(num_prefill_tokens, len(decoding), duration_s)
 
     def _end_overdue(self) -> None:
         for sequence in self.roster.overdue(self._clock.now_s()):
@@ -292,6 +316,7 @@ class DecodeRole:
         else:
             return
         self.roster.leave(sequence)
+        self._pace.on_answer(sequence.num_output_tokens)
         self.report.add_finished(sequence, reason, self._clock.now_s())
 
     def _fail(self, sequence: Sequence, kind: FailureKind, message: str) -> None:

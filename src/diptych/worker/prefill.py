@@ -25,10 +25,10 @@ from diptych.core.messages import (
 )
 from diptych.core.request import SampledToken, TokenLogprobs
 from diptych.engine.base import Logits, Row, StepEngine
-from diptych.policy.batching import plan_chunks
 from diptych.wire.mailbox import Outbox
-from diptych.worker.load import Load, Speed
+from diptych.worker.load import Load
 from diptych.worker.memory import StepPart, WorkerMemory
+from diptych.worker.pace import Pace, Unread
 from diptych.worker.sampling.chooser import TokenChooser, choose_tokens
 from diptych.worker.sampling.guide import FirstTokenGuide
 from diptych.worker.sampling.logprobs import chunk_logprobs
@@ -40,6 +40,8 @@ class GrantedPrompt:
 
     grant: Grant
     num_computed_tokens: int
+    since_s: float
+    """When it came."""
     started_s: float = 0.0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as computed; empty unless asked for."""
@@ -82,14 +84,14 @@ class PrefillRole:
     """Serves grants first come, first served. The queue is bounded by the sequences that decode workers may hold."""
 
     def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
-        self, order: WorkerOrder, engine: StepEngine, memory: WorkerMemory, outbox: Outbox, clock: Clock, speed: Speed
+        self, order: WorkerOrder, engine: StepEngine, memory: WorkerMemory, outbox: Outbox, clock: Clock, pace: Pace
     ) -> None:
         self._order = order
         self._engine = engine
         self._memory = memory
         self._outbox = outbox
         self._clock = clock
-        self._speed = speed
+        self._pace = pace
         self._queue: list[GrantedPrompt] = []
         self._batch: list[tuple[GrantedPrompt, int]] = []  # of the running step: who, and how many tokens
         self._in_step: list[Revoke | PeerGone] = []  # came during the running step, which writes into the blocks
@@ -103,7 +105,7 @@ class PrefillRole:
         """Take up a grant, or give one back. Messages for decode workers mean nothing here and are passed over."""
         match message:
             case Grant():
-                self._queue.append(GrantedPrompt(message, message.num_cached_tokens))
+                self._queue.append(GrantedPrompt(message, message.num_cached_tokens, self._clock.now_s()))
             case Revoke() | PeerGone() if self._batch:
                 self._in_step.append(message)
             case Revoke(request_id=request_id, epoch=epoch, decode=decode):
@@ -117,10 +119,18 @@ class PrefillRole:
 
     def plan_step(self) -> list[StepPart]:
         """Choose the next chunk, or several short prompts at once; called when no step is running."""
+        return self.take_up(self._pace.chunks([], self.find_work()))
+
+    def find_work(self) -> list[Unread]:
+        """Return the prompts to read, in order."""
         now_s = self._clock.now_s()
         for prompt in [prompt for prompt in self._queue if prompt.grant.deadline_s < now_s]:
             self._give_back(prompt, "the request's deadline passed in the prefill queue")
-        chunks = plan_chunks([prompt.num_remaining_tokens for prompt in self._queue], self._order.chunk_tokens)
+        return [Unread(one.since_s, one.num_remaining_tokens, one.num_computed_tokens) for one in self._queue]
+
+    def take_up(self, chunks: Sequence[int]) -> list[StepPart]:
+        """Make a step of chunks of the first prompts, as `find_work` has returned them."""
+        now_s = self._clock.now_s()
         self._batch = list(zip(self._queue, chunks, strict=False))
         for prompt, _ in self._batch:
             prompt.started_s = prompt.started_s or now_s
@@ -129,7 +139,7 @@ class PrefillRole:
     def prepare_sampling(self) -> None:
         """Do nothing: what the first tokens' grammars let through came with the grants."""
 
-    def on_step_done(self, outcome: Logits | EngineError, duration_s: float) -> None:
+    def on_step_done(self, outcome: Logits | EngineError) -> None:
         """Take the result of the step planned last: nothing is being written now."""
         batch, self._batch = self._batch, []
         if isinstance(outcome, BlockTableError):
@@ -138,7 +148,6 @@ class PrefillRole:
             for prompt, _ in batch:
                 self._give_back(prompt, str(outcome))
         else:
-            self._speed.on_step(sum(num_tokens for _, num_tokens in batch), 0, duration_s)
             self._hand_over(self._sample(batch, outcome))
         messages, self._in_step = self._in_step, []
         for message in messages:

@@ -21,6 +21,7 @@ from diptych.policy.batching import choose_victim
 from diptych.wire.mailbox import Outbox
 from diptych.worker.handoff import Handoff, Handoffs
 from diptych.worker.load import Load
+from diptych.worker.pace import Pace
 from diptych.worker.sampling.guide import GrammarGuide
 from diptych.worker.sequence import Sequence, SequenceState
 from diptych.worker.sequence_blocks import SequenceBlocks
@@ -32,11 +33,12 @@ log = logging.getLogger(__name__)
 class Roster:
     """Sequences by state. Gives blocks out and takes them back; what they mean for a client is the role's affair."""
 
-    def __init__(self, order: WorkerOrder, blocks: SequenceBlocks, outbox: Outbox, clock: Clock) -> None:
+    def __init__(self, order: WorkerOrder, blocks: SequenceBlocks, outbox: Outbox, clock: Clock, pace: Pace) -> None:
         self._order = order
         self._blocks = blocks
         self._outbox = outbox
         self._clock = clock
+        self._pace = pace
         self._address = order.address
         self._handoffs = Handoffs()
         self._by_id: dict[RequestId, list[Sequence]] = {}
@@ -127,6 +129,8 @@ class Roster:
             sequence = self.waiting[0]
             num_taken = sum(placed.num_places for placed in self.placed)
             if num_taken + sequence.num_places > self._order.max_num_seqs:
+                break
+            if not self._pace.has_room(self.placed, sequence):
                 break
             # Every running answer may soon want a block, as will the newcomer's further choices: leave one for each, or
             # he is preempted at once. Whoever is alone gets what there is: nobody would make more room for him.

@@ -16,7 +16,8 @@ import zmq
 
 from diptych.core.clock import Clock, SystemClock
 from diptych.core.control import FromLauncher, LayoutReport, Lease, StartFailure, WorkerOrder
-from diptych.core.errors import DiptychError, LaunchError, PeerUnreachableError
+from diptych.core.cost_model import StepWork
+from diptych.core.errors import DiptychError, EngineError, LaunchError, PeerUnreachableError
 from diptych.core.messages import (
     HEARTBEAT_INTERVAL_S,
     CacheChange,
@@ -28,7 +29,7 @@ from diptych.core.messages import (
 )
 from diptych.engine.base import StepEngine, WarmUp
 from diptych.engine.modeled_engine import ModeledEngine
-from diptych.hardware.cost_model import SMOLLM2_135M_ONE_AVX2_CORE
+from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.kv.prefix_cache import PrefixCache
@@ -38,9 +39,11 @@ from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
 from diptych.wire.mailbox import Inbox, Outbox
 from diptych.wire.wake import Wake
+from diptych.worker.both_roles import BothRoles
 from diptych.worker.decode import DecodeRole
-from diptych.worker.load import Speed
+from diptych.worker.load import Speed, work_of
 from diptych.worker.memory import WorkerMemory
+from diptych.worker.pace import Pace
 from diptych.worker.prefill import PrefillRole
 from diptych.worker.sampling.guide import GrammarCompiler
 from diptych.worker.sequence_blocks import SequenceBlocks
@@ -74,27 +77,32 @@ class Worker:
             self._wake.raise_flag,
         )
         block_ids = memory.header.owned_blocks(order.worker_id)
-        self._speed = Speed(engine.warm_up(_warm_up_plan(order), block_ids[:WARM_UP_BLOCKS]))
-        self._cache = PrefixCache(block_ids if order.role is not Role.PREFILL else [])
+        self._speed = Speed(engine.warm_up(_warm_up_plan(order), block_ids[:WARM_UP_BLOCKS]), lease.costs)
+        pace = Pace(order, lease.costs, self._speed, clock)
+        self._cache = PrefixCache(block_ids if order.writes_answers else [])
         self._num_cache_changes = 0
+        prefill = PrefillRole(order, engine, memory, self._outbox, clock, pace)
         self._decode: DecodeRole | None = None
-        self._role: PrefillRole | DecodeRole
-        if order.role is Role.PREFILL:
-            self._role = PrefillRole(order, engine, memory, self._outbox, clock, self._speed)
-        else:
+        if order.writes_answers:
             hasher = BlockHasher(order.model.key, engine.layout.fingerprint, block_size=engine.layout.block_size)
             blocks = SequenceBlocks(self._cache, memory, hasher, incarnation=order.incarnation, is_exact=order.is_exact)
-            self._role = self._decode = DecodeRole(
+            self._decode = DecodeRole(
                 order,
                 engine,
                 memory,
                 blocks,
                 self._outbox,
                 clock,
-                self._speed,
+                pace,
                 self._grammars,
                 max_model_len=lease.max_model_len,
             )
+        self._role: PrefillRole | DecodeRole | BothRoles
+        if self._decode is None:
+            self._role = prefill
+        else:
+            self._role = self._decode if order.role is not Role.PREFILL else BothRoles(prefill, self._decode, pace)
+        self._step_work = (StepWork(), StepWork())
         self._is_stopping = False
         self._next_heartbeat_s = 0.0
 
@@ -118,12 +126,16 @@ class Worker:
             self._role.on_message(message)
         done = self._steps.try_take()
         if done is not None:
-            self._role.on_step_done(*done)
+            outcome, duration_s = done
+            if not isinstance(outcome, EngineError):
+                self._speed.on_step(*self._step_work, duration_s)
+            self._role.on_step_done(outcome)
         if self._decode is not None:
             self._decode.admit()
         if not self._steps.is_running:
             parts = self._role.plan_step()
             if parts:
+                self._step_work = work_of(parts)
                 self._steps.start(parts)
                 self._role.prepare_sampling()
         self._report()
@@ -153,6 +165,7 @@ class Worker:
     def _send_heartbeat(self, state: WorkerState) -> None:
         self._next_heartbeat_s = self._clock.now_s() + HEARTBEAT_INTERVAL_S
         order, load, cache = self._order, self._role.load(), self._cache
+        self._speed.on_time(self._clock.now_s())
         status = WorkerStatus(
             state=state,
             pid=os.getpid(),
@@ -168,6 +181,8 @@ class Worker:
             decode_step_s=self._speed.decode_step_s,
             memory_bytes=private_memory_bytes(),
             num_steps=self._speed.num_steps,
+            cost_scale=self._speed.cost_scale,
+            prefill_share=self._speed.prefill_share,
         )
         heartbeat = Heartbeat(role=order.role, address=order.address, status=status)
         try:
@@ -177,11 +192,12 @@ class Worker:
 
 
 def _warm_up_plan(order: WorkerOrder) -> WarmUp:
-    if order.role is Role.PREFILL:
+    if not order.writes_answers:
         return WarmUp(order.chunk_tokens, (), False)
     batch_sizes = tuple(size for size in WARM_UP_BATCH_SIZES if size <= order.max_num_seqs)
-    # A decode worker reads prompts only when nobody else can, or short ones: larger shapes come when they come.
-    chunk_tokens = order.chunk_tokens if order.role is Role.MIXED else order.decode_chunk_tokens
+    # A strict decode worker reads prompts only when nobody else can, or short ones: larger shapes come when they come.
+    is_reader = order.role is not Role.DECODE or order.is_adaptive
+    chunk_tokens = order.chunk_tokens if is_reader else order.decode_chunk_tokens
     return WarmUp(chunk_tokens, batch_sizes, True)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.hardware.cost_model import CostModel, StepWork
+from diptych.core.cost_model import CostModel, StepWork
 
 MODEL = CostModel(((1, 0.006), (8, 0.010), (64, 0.030), (256, 0.100)), 1e-4, 2e-6, 2e-7)
 ROWS = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 3_000)), max_size=8)

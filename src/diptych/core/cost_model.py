@@ -35,6 +35,15 @@ class StepWork(NamedTuple):
             self.num_pairs + num_tokens * num_past + num_tokens * (num_tokens + 1) / 2,
         )
 
+    def joined(self, other: "StepWork") -> "StepWork":
+        """Return the work of one step that does both."""
+        return StepWork(
+            self.num_rows + other.num_rows,
+            self.num_tokens + other.num_tokens,
+            self.num_past + other.num_past,
+            self.num_pairs + other.num_pairs,
+        )
+
     @classmethod
     def of(cls, rows: Iterable[tuple[int, int]]) -> "StepWork":
         """Return the work of rows of (new tokens, tokens before them)."""
@@ -127,8 +136,3 @@ class CostModel:
             past_token_s=self.past_token_s * factor,
             pair_s=self.pair_s * factor,
         )
-
-
-SMOLLM2_135M_ONE_AVX2_CORE = CostModel.linear(step_base_s=0.0352, token_s=0.00351, pair_s=1.35e-6)
-"""SmolLM2-135M (4-bit weights, f32 KV) on one core of an AMD EPYC 7003, in straight lines (relative error 13 % in the
-median): the time that the modeled engine takes."""

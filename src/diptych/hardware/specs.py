@@ -1,0 +1,28 @@
+"""Step times of known hardware, each with its source."""
+
+from diptych.core.cost_model import CostModel
+
+SMOLLM2_135M_ONE_AVX2_CORE = CostModel.linear(step_base_s=0.0352, token_s=0.00351, pair_s=1.35e-6)
+"""SmolLM2-135M (4-bit weights, f32 KV) on one core of an AMD EPYC 7003, in straight lines (relative error 13 % in the
+median): the time that the modeled engine takes."""
+
+SMOLLM2_135M_ONE_AVX512_CORE = CostModel(
+    knots=(
+        (1, 0.0067),
+        (2, 0.0067),
+        (4, 0.0079),
+        (8, 0.0091),
+        (16, 0.0134),
+        (32, 0.0184),
+        (64, 0.0304),
+        (128, 0.0531),
+        (256, 0.0993),
+        (512, 0.2029),
+    ),
+    row_s=0.000193,
+    past_token_s=2.3e-6,
+    pair_s=2.12e-7,
+)
+"""The same with bf16 KV on one core of an AMD EPYC 9005 (Zen 5), by `diptych calibrate` (2026-11): what predictions
+begin with where nothing has been calibrated. Other machines and models are in the same proportions, roughly; the
+workers find out by what factor."""

@@ -1,0 +1,183 @@
+"""Which worker writes an answer and which one reads its prompt, by predicted times. Pure.
+
+Where workers may do either phase, roles are preferences, and two questions become one: of all pairs (writer, reader),
+which one keeps to the SLO at the least price? The price is the time of cores that the request takes, plus the client's
+wait for the first token. So a decode worker fills up first (one more row costs little there, and the first row of an
+empty worker a whole pass through the weights), prefill workers take over answers when it is full, and the decode
+worker reads prompts itself when that is sooner than their queues.
+
+Invariants: a worker that is not accepting is never chosen; the order of the snapshots does not matter.
+
+See: DistServe (OSDI 2024) for the phases' interference; Mooncake (FAST 2025, algorithm 1) for choosing by predicted
+TTFT; NVIDIA Dynamo, conditional disaggregation. There a role is fixed while a request is placed; here it is not.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from diptych.core.cost_model import CostModel, StepWork
+from diptych.core.ids import WorkerId
+from diptych.core.messages import Role
+from diptych.policy.batching import answers_when_read
+
+ANSWERS_SHARE = 0.9
+"""Of the time that the SLO leaves a token: a predicted step that takes more has no room for a mistake."""
+TTFT_SHARE = 0.8
+"""The same for the first token."""
+LEAST_FREE = 0.05
+"""Of a reader's time: prompts go on, if slowly, however many answers run."""
+NUM_READERS = 2
+"""How many of the workers with the shortest queues are looked at for each writer, besides the writer itself."""
+CHUNK_TOKENS = 256
+"""In which prompts are thought to be read: predictions hardly depend on it."""
+
+
+class Slo(NamedTuple):
+    """What a request shall keep to, in seconds."""
+
+    ttft_s: float
+    tpot_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoad:
+    """A worker at the moment of the decision."""
+
+    worker_id: WorkerId
+    role: Role
+    is_accepting: bool
+    """Lives, is ready, is not draining."""
+    costs: CostModel
+    cost_scale: float
+    """How many times as long steps really take."""
+    num_blocks: int
+    """Owned; 0: it writes no answers."""
+    num_used_blocks: int
+    num_answers: int
+    """Being written."""
+    num_unread: int
+    """Answers that it will write when their prompts have been read, by whomever."""
+    num_context_tokens: int
+    """Of both, roughly."""
+    num_queued_prompts: int
+    """To read here, whoever writes the answers."""
+    num_queued_tokens: int
+    prefill_share: float
+    """Of its time of late, spent on prompts."""
+
+    def step_s(self, num_answers: float) -> float:
+        """Return how long a step takes that continues so many answers of this worker's mean length."""
+        count = max(math.ceil(num_answers), 0)
+        mean_tokens = self.num_context_tokens / max(self.num_answers + self.num_unread, 1)
+        return self.cost_scale * self.costs.work_s(StepWork.of_answers(count, round(count * mean_tokens)))
+
+    def read_s(self, num_tokens: int, num_past: int) -> float:
+        """Return how long a prompt takes with nothing else to do."""
+        return self.cost_scale * self.costs.prefill_s(num_tokens, num_past, CHUNK_TOKENS)
+
+
+class Pair(NamedTuple):
+    """Who does what, and what was predicted."""
+
+    writer: WorkerId
+    reader: WorkerId
+    """May be the writer."""
+    ttft_s: float
+    step_s: float
+    """Of the writer when the prompt has been read: its TPOT."""
+
+
+def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
+    num_prompt_tokens: int,
+    matched_tokens: Mapping[WorkerId, int],
+    loads: Iterable[WorkerLoad],
+    slo: Slo,
+    num_answer_tokens: float,
+    num_most_tokens: int,
+    block_size: int,
+    local_prefill_max_tokens: int,
+) -> Pair | None:
+    """Return the pair that keeps to the SLO at the least price, or misses it by the least; None: nobody writes now.
+
+    `matched_tokens`: of the prompt in each worker's prefix cache. `num_answer_tokens`: how many are expected.
+    `num_most_tokens`: of prompt and answer together; a worker with fewer blocks could never end the answer.
+    """
+    accepting = [load for load in loads if load.is_accepting]
+    writers = [load for load in accepting if load.num_blocks * block_size >= num_most_tokens]
+    queues = sorted(accepting, key=lambda load: (_queue_s(load, slo, num_answer_tokens), _order(load)))
+    readers = [load for load in queues if load.role is Role.PREFILL][:NUM_READERS]
+    candidates: list[tuple[tuple[bool, float, float, tuple[int, WorkerId], bool], Pair]] = []
+    for writer in writers:
+        num_uncached = max(num_prompt_tokens - matched_tokens.get(writer.worker_id, 0), 1)
+        num_new_blocks = -(-num_uncached // block_size)
+        is_full = writer.num_used_blocks + num_new_blocks > writer.num_blocks
+        for reader in _readers_for(writer, readers, num_uncached, local_prefill_max_tokens):
+            pair, excess, price_s = _judge(writer, reader, num_prompt_tokens, num_uncached, slo, num_answer_tokens)
+            key = (is_full, excess, price_s, _order(writer), reader is writer)
+            candidates.append((key, pair))
+    return min(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
+
+
+def _readers_for(
+    writer: WorkerLoad, readers: Sequence[WorkerLoad], num_uncached: int, local_prefill_max_tokens: int
+) -> Iterator[WorkerLoad]:
+    """Yield who may read for a writer. Blocks that a prefill worker owns are read by itself."""
+    if writer.role is Role.DECODE and num_uncached > local_prefill_max_tokens:
+        yield from readers
+    yield writer
+
+
+def _judge(  # noqa: PLR0913, PLR0917
+    writer: WorkerLoad,
+    reader: WorkerLoad,
+    num_prompt_tokens: int,
+    num_uncached: int,
+    slo: Slo,
+    num_answer_tokens: float,
+) -> tuple[Pair, float, float]:
+    """Return the pair, by how much it misses the SLO (1: not at all), and its price in seconds."""
+    own_s = reader.read_s(num_uncached, num_prompt_tokens - num_uncached)
+    free = _free_share(reader, slo, num_answer_tokens)
+    queue_s = _queue_s(reader, slo, num_answer_tokens)
+    ttft_s = queue_s + own_s / free
+    num_answers = _answers_when_read(writer, ttft_s, ttft_s / (reader.num_queued_prompts + 1), num_answer_tokens)
+    before_s, step_s = writer.step_s(num_answers), writer.step_s(num_answers + 1)
+    # Prompts are a prefill worker's first duty; a decode worker reads them only in time that its answers leave.
+    left = 1.0 - writer.prefill_share if writer.role is Role.PREFILL else 1.0
+    tpot_ratio = step_s / (slo.tpot_s * ANSWERS_SHARE * max(left, LEAST_FREE))
+    excess = max(tpot_ratio, ttft_s / (slo.ttft_s * TTFT_SHARE), 1.0)
+    price_s = own_s + num_answer_tokens * (step_s - before_s) + ttft_s
+    return Pair(writer.worker_id, reader.worker_id, ttft_s, step_s), excess, price_s
+
+
+def _answers_when_read(load: WorkerLoad, wait_s: float, read_each_s: float, num_answer_tokens: float) -> float:
+    """Return how many answers a worker will be writing when a prompt has been read after `wait_s`.
+
+    Those of now end one by one; of the unread ones, those count whose prompts are read within an answer's time.
+    """
+    answer_s = num_answer_tokens * load.step_s(load.num_answers + 1)
+    num_read = min(load.num_unread, answer_s / max(read_each_s, 1e-9))
+    return answers_when_read(load.num_answers, num_read, wait_s, answer_s)
+
+
+def _free_share(load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> float:
+    """Return how much of a worker's time its answers leave for prompts while they are written at the SLO's pace."""
+    if load.num_answers + load.num_unread == 0:
+        return 1.0
+    read_each_s = load.read_s(max(load.num_queued_tokens // max(load.num_queued_prompts, 1), 1), 0)
+    num_answers = _answers_when_read(load, 0.0, read_each_s, num_answer_tokens)
+    return max(1.0 - load.step_s(num_answers) / slo.tpot_s, LEAST_FREE)
+
+
+def _queue_s(load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> float:
+    """Return how long the prompts take that a worker has to read already."""
+    if load.num_queued_tokens == 0:
+        return 0.0
+    return load.read_s(load.num_queued_tokens, 0) / _free_share(load, slo, num_answer_tokens)
+
+
+def _order(load: WorkerLoad) -> tuple[int, WorkerId]:
+    """Return the place in a tie: who writes anyway comes first."""
+    return int(load.role is Role.PREFILL), load.worker_id

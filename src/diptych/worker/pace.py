@@ -1,0 +1,97 @@
+"""How many prompt tokens a step takes beside running answers, and how many answers a worker takes on.
+
+Fixed numbers, or (`is_adaptive`) what the cost model says fits the answers' pace.
+"""
+
+from collections.abc import Sequence as Several
+from typing import NamedTuple
+
+from diptych.core.clock import Clock
+from diptych.core.control import WorkerOrder
+from diptych.core.cost_model import CostModel, StepWork
+from diptych.core.events import Lifecycle
+from diptych.core.messages import Role
+from diptych.policy.batching import (
+    answers_when_read,
+    has_room,
+    next_due_s,
+    paced_budget_tokens,
+    plan_chunks,
+    prefill_budget_tokens,
+    step_limit_s,
+)
+from diptych.worker.load import Speed
+from diptych.worker.sequence import Sequence, SequenceState
+
+URGENT_SHARE = 0.5
+"""A prompt that has waited for this share of its time to the first token goes on whatever it costs the answers."""
+NEWEST_WEIGHT = 0.1
+"""Of the newest answer in the running mean of their lengths."""
+FIRST_MEAN_ANSWER_TOKENS = 64.0
+ANSWERS_SHARE = {Role.DECODE: 0.9, Role.MIXED: 0.6, Role.PREFILL: 0.5}
+"""How much of a token's time the answers of a worker may take: what is left is for prompts, and for mistakes."""
+
+
+class Unread(NamedTuple):
+    """A prompt that waits in a worker, or the rest of it."""
+
+    since_s: float
+    num_tokens: int
+    num_past: int
+
+
+class Pace:
+    """What one worker's steps may take."""
+
+    def __init__(self, order: WorkerOrder, costs: CostModel, speed: Speed, clock: Clock) -> None:
+        self._order = order
+        self._costs = costs
+        self._speed = speed
+        self._clock = clock
+        self._mean_answer_tokens = FIRST_MEAN_ANSWER_TOKENS
+
+    def chunks(self, answers: Several[Sequence], prompts: Several[Unread]) -> list[int]:
+        """Return how many tokens of each prompt, in their order, to compute in a step that continues `answers`."""
+        if not prompts:
+            return []
+        return plan_chunks([prompt.num_tokens for prompt in prompts], self._budget_tokens(answers, prompts[0]))
+
+    def _budget_tokens(self, answers: Several[Sequence], first: Unread) -> int:
+        order = self._order
+        if not order.is_adaptive:
+            return prefill_budget_tokens(len(answers), order.chunk_tokens, order.decode_chunk_tokens)
+        now_s = self._clock.now_s()
+        dues_s = [
+            next_due_s(
+                sequence.timeline.get(Lifecycle.FIRST_TOKEN, now_s), sequence.num_output_tokens, order.slo_tpot_s
+            )
+            for sequence in answers
+        ]
+        return paced_budget_tokens(
+            self._costs,
+            StepWork.of_answers(len(answers), sum(sequence.num_computed_tokens for sequence in answers)),
+            first.num_past,
+            step_limit_s(dues_s, now_s, order.slo_tpot_s) / self._speed.cost_scale,
+            order.chunk_tokens,
+            is_urgent=now_s - first.since_s > URGENT_SHARE * order.slo_ttft_s,
+        )
+
+    def on_answer(self, num_tokens: int) -> None:
+        """Take note of how long an answer has become."""
+        self._mean_answer_tokens += NEWEST_WEIGHT * (num_tokens - self._mean_answer_tokens)
+
+    def has_room(self, placed: Several[Sequence], newcomer: Sequence) -> bool:
+        """Tell whether to take on `newcomer` beside those that have blocks."""
+        order, scale = self._order, self._speed.cost_scale
+        if not (order.is_adaptive and placed):
+            return True
+        answers = [one for one in placed if one.state is SequenceState.DECODING]
+        num_unread = sum(one.num_places for one in placed) - len(answers)
+        num_tokens = len(newcomer.token_ids)
+        mean_tokens = (num_tokens + sum(len(one.token_ids) for one in placed)) / (len(placed) + 1)
+        # Who reads them, and beside what, is not known here; they are thought to be like the newcomer's.
+        wait_s = (num_unread + 1) * scale * self._costs.prefill_s(num_tokens, 0, order.chunk_tokens)
+        step = StepWork.of_answers(len(answers), sum(len(one.token_ids) for one in answers))
+        answer_s = self._mean_answer_tokens * self._speed.predict_s(step)
+        num_then = answers_when_read(len(answers), num_unread, wait_s, answer_s) + newcomer.num_places - 1
+        return has_room(num_then, mean_tokens, self._costs, ANSWERS_SHARE[order.role] * order.slo_tpot_s / scale)

@@ -1,0 +1,151 @@
+"""Pairs of workers by predicted times: the decode worker fills up first, and idle cores help out."""
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diptych.core.cost_model import CostModel
+from diptych.core.ids import WorkerId
+from diptych.core.messages import Role
+from diptych.policy.pairing import Pair, Slo, WorkerLoad, choose_pair
+
+COSTS = CostModel(((1, 0.006), (16, 0.013), (256, 0.100)), 2e-4, 2e-6, 2e-7)
+SLO = Slo(1.0, 0.02)
+BLOCK_SIZE = 32
+
+
+def idle(role: Role, number: int = 0, **changes: Any) -> WorkerLoad:
+    load = WorkerLoad(
+        worker_id=WorkerId(f"{role}-{number}"),
+        role=role,
+        is_accepting=True,
+        costs=COSTS,
+        cost_scale=1.0,
+        num_blocks=500,
+        num_used_blocks=0,
+        num_answers=0,
+        num_unread=0,
+        num_context_tokens=0,
+        num_queued_prompts=0,
+        num_queued_tokens=0,
+        prefill_share=0.0,
+    )
+    return replace(load, **changes)
+
+
+def writing(load: WorkerLoad, num_answers: int, context: int = 250) -> WorkerLoad:
+    num_tokens = num_answers * context
+    return replace(
+        load, num_answers=num_answers, num_context_tokens=num_tokens, num_used_blocks=num_tokens // BLOCK_SIZE
+    )
+
+
+def reading(load: WorkerLoad, num_prompts: int, num_tokens: int) -> WorkerLoad:
+    return replace(load, num_queued_prompts=num_prompts, num_queued_tokens=num_tokens)
+
+
+def choose(*loads: WorkerLoad, prompt: int = 200, slo: Slo = SLO, cached: dict[WorkerId, int] | None = None) -> Pair:
+    pair = choose_pair(prompt, cached or {}, loads, slo, 60.0, prompt + 100, BLOCK_SIZE, 8)
+    assert pair is not None
+    return pair
+
+
+PREFILL, DECODE = idle(Role.PREFILL), idle(Role.DECODE)
+LOADS = st.lists(
+    st.builds(
+        idle,
+        st.sampled_from(list(Role)),
+        st.integers(0, 9),
+        is_accepting=st.booleans(),
+        num_blocks=st.sampled_from([0, 20, 500]),
+        num_used_blocks=st.integers(0, 500),
+        num_answers=st.integers(0, 40),
+        num_unread=st.integers(0, 10),
+        num_context_tokens=st.integers(0, 20_000),
+        num_queued_prompts=st.integers(0, 10),
+        num_queued_tokens=st.integers(0, 10_000),
+        prefill_share=st.floats(0, 1),
+        cost_scale=st.floats(0.3, 4),
+    ),
+    max_size=6,
+    unique_by=lambda load: load.worker_id,
+)
+
+
+def pair_of(pair: Pair) -> tuple[str, str]:
+    return pair.writer, pair.reader
+
+
+def test_on_idle_workers_each_phase_has_its_own() -> None:
+    assert pair_of(choose(PREFILL, DECODE)) == ("decode-0", "prefill-0")
+
+
+def test_the_decode_worker_fills_up_before_a_prefill_worker_writes() -> None:
+    writers = [choose(PREFILL, writing(DECODE, count)).writer for count in range(40)]
+    first_elsewhere = writers.index(WorkerId("prefill-0"))
+    assert 5 < first_elsewhere < 20
+    assert set(writers[:first_elsewhere]) == {"decode-0"}
+    assert set(writers[first_elsewhere:]) == {"prefill-0"}
+
+
+def test_a_prefill_worker_that_is_busy_reading_writes_nothing_more() -> None:
+    busy = replace(PREFILL, prefill_share=0.95)
+    assert choose(busy, writing(DECODE, 14)).writer == "decode-0"
+
+
+def test_a_longer_queue_elsewhere_makes_the_decode_worker_read_itself() -> None:
+    readers = [choose(reading(PREFILL, count, count * 2_000), DECODE, prompt=2_000).reader for count in range(6)]
+    assert readers[0] == "prefill-0"
+    assert readers[-1] == "decode-0"
+    assert readers == sorted(readers, reverse=True), "and it is never the other way round"
+
+
+def test_a_decode_worker_without_time_in_hand_leaves_prompts_to_others() -> None:
+    busy = writing(DECODE, 12)
+    assert choose(reading(PREFILL, 1, 400), busy).reader == "prefill-0"
+
+
+def test_short_rests_are_read_by_the_writer() -> None:
+    assert pair_of(choose(PREFILL, DECODE, prompt=264, cached={WorkerId("decode-0"): 256})) == ("decode-0", "decode-0")
+
+
+def test_a_cached_prefix_draws_its_request() -> None:
+    other = idle(Role.DECODE, 1)
+    assert choose(PREFILL, DECODE, other, prompt=1_000, cached={other.worker_id: 960}).writer == "decode-1"
+
+
+def test_the_faster_of_two_readers_is_chosen() -> None:
+    slow = idle(Role.PREFILL, 0, cost_scale=3.0)
+    fast = idle(Role.PREFILL, 1)
+    assert choose(slow, fast, DECODE, prompt=1_000).reader == "prefill-1"
+
+
+def test_whoever_cannot_hold_the_answer_does_not_get_it() -> None:
+    small = idle(Role.DECODE, num_blocks=5)
+    assert choose(PREFILL, small).writer == "prefill-0"
+    nobody = choose_pair(200, {}, [small], SLO, 60.0, 300, BLOCK_SIZE, 8)
+    assert nobody is None
+
+
+def test_a_full_worker_comes_last() -> None:
+    full = replace(DECODE, num_used_blocks=499)
+    assert choose(PREFILL, full, idle(Role.DECODE, 1, num_answers=30, num_context_tokens=9_000)).writer != "decode-0"
+
+
+@given(LOADS, st.integers(1, 3_000), st.randoms(use_true_random=False))
+def test_a_pair_is_of_accepting_workers_whatever_the_order(loads: list[WorkerLoad], prompt: int, random: Any) -> None:
+    pair = choose_pair(prompt, {}, loads, SLO, 60.0, prompt + 10, BLOCK_SIZE, 8)
+    able = {load.worker_id for load in loads if load.is_accepting and load.num_blocks * BLOCK_SIZE >= prompt + 10}
+    accepting = {load.worker_id: load.role for load in loads if load.is_accepting}
+    shuffled = list(loads)
+    random.shuffle(shuffled)
+    assert choose_pair(prompt, {}, shuffled, SLO, 60.0, prompt + 10, BLOCK_SIZE, 8) == pair
+    if pair is None:
+        assert not able
+        return
+    assert pair.writer in able
+    assert pair.reader == pair.writer or accepting[pair.reader] is Role.PREFILL
+    assert pair.ttft_s > 0
+    assert pair.step_s > 0
