@@ -57,3 +57,28 @@ def test_a_run_that_was_disturbed_does_not_make_it_go_on_for_ever() -> None:
     (goodput,) = found.goodputs()
     assert goodput.missed_per_s is not None
     assert goodput.met_per_s < goodput.missed_per_s
+
+
+def test_a_miss_that_a_higher_rate_belies_is_tried_again() -> None:
+    found, (slo, _) = GoodputSearch(SLOS[:1], SearchLimits(4.0, 0.5)), SLOS
+    found.on_result(4.0, {slo: 0.5})
+    assert found.next_rate() == 2.0
+    found.on_result(2.0, {slo: 0.1})  # disturbed
+    assert found.next_rate() == 2.0
+    found.on_result(2.0, {slo: 1.0})
+    assert found.next_rate() == pytest.approx(2.0 * 2**0.5), "the second run counts"
+
+
+def test_a_miss_is_tried_again_only_once() -> None:
+    found, (slo, _) = GoodputSearch(SLOS[:1], SearchLimits(4.0, 0.5)), SLOS
+    found.on_result(4.0, {slo: 0.5})
+    found.on_result(2.0, {slo: 0.1})
+    found.on_result(2.0, {slo: 0.1})
+    assert found.next_rate() == 1.0
+
+
+def test_a_miss_like_that_of_a_higher_rate_is_believed() -> None:
+    found, (slo, _) = GoodputSearch(SLOS[:1], SearchLimits(4.0)), SLOS
+    found.on_result(4.0, {slo: 0.53})
+    found.on_result(2.0, {slo: 0.5})
+    assert found.next_rate() == 1.0

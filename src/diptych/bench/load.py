@@ -10,7 +10,7 @@ from typing import Protocol
 
 from diptych.bench.sample import Sample
 from diptych.workload.session import Session
-from diptych.workload.text import text_of
+from diptych.workload.text import Edition, text_of
 
 MAX_IN_FLIGHT = 2_000
 """A server that falls behind is not helped by more sockets: further requests count as failed."""
@@ -34,6 +34,8 @@ class LoadPlan:
     """Requests that would come later are not sent."""
     patience_s: float = 60.0
     """A client gives up on an answer after so long; it counts as failed."""
+    edition: Edition = ()
+    """Of the texts. A run of its own needs one of its own, or the server has all its prompts in the cache already."""
 
 
 OnSample = Callable[[Sample], bool]
@@ -56,7 +58,7 @@ class _Run:
             sessions = takewhile(lambda session: session.arrival_s < self.plan.duration_s, self.plan.sessions())
             for index, session in enumerate(sessions):
                 # Its text is made before its time has come: that takes a moment where it is long.
-                first = [text_of(session.turns[0].added)]
+                first = [text_of(session.turns[0].added, self.plan.edition)]
                 await asyncio.sleep(session.arrival_s - self.now_s())
                 tasks.create_task(self._converse(index, session, first))
 
@@ -68,7 +70,7 @@ class _Run:
                 planned_s = self.now_s() + turn.think_s
                 if planned_s >= self.plan.duration_s:
                     return
-                said.append(text_of(turn.added))
+                said.append(text_of(turn.added, self.plan.edition))
                 await asyncio.sleep(planned_s - self.now_s())
             sample = Sample(
                 planned_s=planned_s,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Protocol
 
 from diptych.bench.load import Api, LoadPlan, run_load
@@ -60,7 +61,9 @@ class Bench:
         method = self.method
         self.listener.on_stage(f"{target}, seed {seed}: {rate_per_s:.3g} requests/s")
         watch = _Watch(method, rate_per_s, self.listener)
-        plan = LoadPlan(lambda: method.source(rate_per_s, seed), method.duration_s, method.patience_s)
+        result = self.recorder.result
+        edition = (int(datetime.fromisoformat(result.started_at).timestamp()), len(result.runs))
+        plan = LoadPlan(lambda: method.source(rate_per_s, seed), method.duration_s, method.patience_s, edition)
         samples = await run_load(api, plan, watch.on_sample)
         summary = summarize(samples, method.slos, rate_per_s, method.duration_s, was_cut_short=watch.is_hopeless)
         self.recorder.add_run(target, seed, samples, summary)

@@ -3,6 +3,9 @@
 A run at one rate tells something about every SLO, so all searches share all runs. Each SLO has a bracket: the lowest
 rate that missed it, and the highest rate below that one that met it. Rates grow (or shrink) in steps until there is a
 bracket for all, then the widest is halved, on a logarithmic scale, until they are narrow enough.
+
+A run that somebody else on the machine has disturbed would end a search at far too low a rate. So a rate that misses an
+SLO by more than a higher rate does is tried once more, and the second run counts.
 """
 
 import math
@@ -12,6 +15,11 @@ from dataclasses import dataclass
 import msgspec
 
 from diptych.bench.slo import REQUIRED_ATTAINMENT, Slo
+
+MOST_TRIES = 2
+"""Of one rate."""
+DOUBT = 0.05
+"""By how much more of a higher rate's requests must have met an SLO for a miss to be doubted."""
 
 
 class Goodput(msgspec.Struct, frozen=True):
@@ -46,19 +54,34 @@ class GoodputSearch:
         self._slos = list(slos)
         self._limits = limits
         self._shares: dict[float, dict[Slo, float]] = {}
+        self._num_runs: dict[float, int] = {}
 
     def on_result(self, rate_per_s: float, shares: dict[Slo, float]) -> None:
         """Take in the share of requests that met each SLO at a rate."""
         self._shares[rate_per_s] = shares
+        self._num_runs[rate_per_s] = self._num_runs.get(rate_per_s, 0) + 1
 
     def next_rate(self) -> float | None:
         """Return the rate to try next; None: enough is known."""
         if not self._shares:
             return self._limits.start_per_s
+        doubtful = [rate for slo in self._slos for rate in self._doubtful_rates(slo)]
+        if doubtful:
+            return max(doubtful)
         wanted = [self._next_of(slo) for slo in self._slos]
         open_ = [choice for choice in wanted if choice is not None]
         # Those without a bracket first: their rates may narrow other brackets, too.
         return max(open_)[1] if open_ else None
+
+    def _doubtful_rates(self, slo: Slo) -> list[float]:
+        """Return rates that missed an SLO, tried once, although a higher one came clearly closer to it."""
+        return [
+            rate
+            for rate, shares in self._shares.items()
+            if shares[slo] < REQUIRED_ATTAINMENT
+            and self._num_runs[rate] < MOST_TRIES
+            and any(other > rate and found[slo] > shares[slo] + DOUBT for other, found in self._shares.items())
+        ]
 
     def _next_of(self, slo: Slo) -> tuple[float, float] | None:
         """Return (width of the bracket, rate that would halve it); None: it is narrow enough."""

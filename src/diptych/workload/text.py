@@ -27,15 +27,19 @@ WORDS = _WORD_LIST.split()
 """256 words that are a token of their own, with a space before them and without."""
 
 
-def words_of(segment: Segment) -> list[str]:
+Edition = tuple[int, ...]
+"""Other words for the same plan: texts of two editions share nothing, whatever their keys."""
+
+
+def words_of(segment: Segment, edition: Edition = ()) -> list[str]:
     """Return the words of a segment: always the same, those of a longer one with the same key begin with them.
 
     Segments with different keys share a first word once in 256 times, three once in 17 million.
     """
-    numbers = np.random.default_rng(segment.key).integers(len(WORDS), size=segment.num_tokens)
+    numbers = np.random.default_rng((*edition, *segment.key)).integers(len(WORDS), size=segment.num_tokens)
     return [WORDS[number] for number in numbers]
 
 
-def text_of(segments: Iterable[Segment]) -> str:
+def text_of(segments: Iterable[Segment], edition: Edition = ()) -> str:
     """Return the text of segments that follow each other; it begins without a space."""
-    return " ".join(word for segment in segments for word in words_of(segment))
+    return " ".join(word for segment in segments for word in words_of(segment, edition))
