@@ -15,6 +15,7 @@ from harness.result import RESULTS_DIR
 FOLDER = Path(__file__).parent
 PROGRAMS = (
     "bare_engine",
+    "engine_speed",
     "prefill_speed",
     "decode_overhead",
     "handoff_latency",

@@ -31,9 +31,13 @@ class Options:
     output: Path = setting(RESULTS_DIR, "Folder for the result.")  # noqa: RUF009  a field
 
     def serve_config(self, **settings: Any) -> ServeConfig:
-        """Return the configuration of a server to measure, on a free port."""
+        """Return the configuration of a server to measure, on a free port.
+
+        Phases are strictly apart unless `settings` say otherwise: these programs measure the parts, one by one.
+        """
+        settings = {"adaptive": False} | settings
         if self.engine == "modeled":
-            settings["kv_bytes"] = MODELED_KV_BYTES
+            settings["kv_bytes"] = MODELED_KV_BYTES  # whatever a benchmark asks for
         return ServeConfig(
             model=self.model, engine=self.engine, modeled_time_scale=self.modeled_time_scale, port=0, **settings
         )

@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 COMMON = ["--pairs", "1", "--engine", "modeled", "--modeled-time-scale", "0.05"]
 PROGRAMS = {
     "bare_engine": "--chunk-tokens 16 32 --chunk-past 0 --batch-sizes 1 4 --contexts 64",
+    "engine_speed": "--prompts 40 --batch 2 --context 40 --steps 2 --cache-gb 1",
     "prefill_speed": "--num-tokens 100",
     "decode_overhead": "--batch-sizes 1 4 --max-tokens 64",
     "handoff_latency": "--num-requests 2 --num-background 2",
