@@ -1,14 +1,17 @@
 """Traces in Mooncake's format: prefixes are shared as recorded, whatever the scale."""
 
 import json
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
+from pathlib import Path
 
 import pytest
 
 from diptych.core.errors import ConfigError
 from diptych.workload.session import Segment, Session
 from diptych.workload.text import words_of
-from diptych.workload.trace import Trace, read_rows
+from diptych.workload.trace import BLOCK_TOKENS, Trace, TraceRow, read_rows
+
+SLICE = Path(__file__).parents[2] / "traces" / "mooncake-conversation-1000.jsonl"
 
 ROWS = [
     {"timestamp": 0, "input_length": 1_100, "output_length": 50, "hash_ids": [0, 1, 2]},
@@ -85,3 +88,64 @@ def test_a_segment_begins_as_a_longer_one_with_its_key() -> None:
     short, long = words_of(Segment((3, 9), 40)), words_of(Segment((3, 9), 500))
     assert long[:40] == short
     assert words_of(Segment((3, 10), 40)) != short
+
+
+@pytest.fixture(scope="module")
+def slice_rows() -> list[TraceRow]:
+    """The part of Mooncake's trace that comes with the project."""
+    return read_rows(SLICE.read_text().splitlines(), SLICE.name)
+
+
+def test_the_slice_is_what_its_page_says(slice_rows: list[TraceRow]) -> None:
+    trace = Trace(slice_rows)
+
+    assert len(slice_rows) == 1_000
+    assert trace.num_left_out == 0
+    assert trace.recorded_rate_per_s == pytest.approx(3.03, rel=0.01)
+    assert max(row.input_length for row in slice_rows) == 121_924
+    assert SLICE.stat().st_size < 300_000
+    assert "Apache License" in SLICE.with_name("LICENSE").read_text()
+
+
+def test_the_slice_scaled_as_the_guide_shows_fits_a_small_model(slice_rows: list[TraceRow]) -> None:
+    trace = Trace(slice_rows, 0.1, 2_000)
+    num_kept = len(slice_rows) - trace.num_left_out
+    turns = [session.turns[0] for session in islice(trace.sessions(2.0, 0), num_kept)]
+
+    assert num_kept == 796
+    assert max(turn.num_added_tokens + turn.num_output_tokens for turn in turns) <= 2_000
+    assert sum(turn.num_added_tokens for turn in turns) / num_kept == pytest.approx(713, abs=1)
+    assert sum(turn.num_output_tokens for turn in turns) / num_kept == pytest.approx(34, abs=1)
+
+
+def test_prompts_of_the_slice_share_the_prefixes_that_were_recorded(slice_rows: list[TraceRow]) -> None:
+    scale, num_compared = 0.1, 60
+    sessions = list(islice(Trace(slice_rows, scale).sessions(2.0, 0), num_compared))
+    depths = []
+
+    for (row, session), (later, later_session) in pairwise(zip(slice_rows, sessions, strict=False)):
+        same = takewhile(lambda ids: ids[0] == ids[1], zip(row.hash_ids, later.hash_ids, strict=False))
+        num_same_ids = sum(1 for _ in same)
+        num_tokens = min(num_same_ids * BLOCK_TOKENS, row.input_length, later.input_length)
+        shared = num_shared(session, later_session)
+        assert round(num_tokens * scale) - 1 <= shared <= round(num_tokens * scale) + 3
+        depths.append(num_same_ids)
+
+    assert min(depths) >= 1, "all prompts of this part begin alike"
+
+
+def test_a_talk_of_the_slice_goes_on_from_its_earlier_turns(slice_rows: list[TraceRow]) -> None:
+    """The longest prefix that two requests share is found again in their texts."""
+    scale = 0.1
+    by_prefix: dict[tuple[int, ...], int] = {}
+    pairs: list[tuple[int, int, int]] = []
+    for index, row in enumerate(slice_rows):
+        known = [end for end in range(1, len(row.hash_ids)) if tuple(row.hash_ids[:end]) in by_prefix]
+        if known and known[-1] > 1:
+            pairs.append((known[-1], by_prefix[tuple(row.hash_ids[: known[-1]])], index))
+        by_prefix.update({tuple(row.hash_ids[:end]): index for end in range(1, len(row.hash_ids))})
+    sessions = list(islice(Trace(slice_rows, scale).sessions(2.0, 0), len(slice_rows)))
+
+    assert len(pairs) > 200
+    for num_ids, earlier, later in sorted(pairs)[-5:]:
+        assert num_shared(sessions[earlier], sessions[later]) >= round(num_ids * BLOCK_TOKENS * scale) - 1
