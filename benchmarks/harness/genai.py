@@ -78,6 +78,8 @@ class _Pipeline:
         scheduler.cache_size = order["cache_gb"]
         scheduler.enable_prefix_caching = False  # every prompt here is to be computed
         settings = {"KV_CACHE_PRECISION": order["kv_dtype"], "INFERENCE_NUM_THREADS": len(order["cores"])}
+        if order["kv_dtype"] == "f32":  # as a worker's engine does
+            settings["INFERENCE_PRECISION_HINT"] = "f32"
         self._genai = openvino_genai
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(order["model"], scheduler, "CPU", settings)
         self._next_id = 0

@@ -74,10 +74,10 @@ def test_a_conversation_waits_for_its_answers_and_builds_on_them() -> None:
     assert api.asked[1] == [text_of(turns[0].added), "answer 1", text_of(turns[1].added)]
 
 
-def test_a_conversation_ends_where_an_answer_failed() -> None:
+def test_a_conversation_ends_where_an_answer_failed_and_the_rest_counts_as_failed() -> None:
     turns = (Turn((Segment((1,), 4),), 3), Turn((Segment((2,), 2),), 3))
     samples = run(SlowApi(error="HTTP 500"), LoadPlan(lambda: iter([Session(0.0, turns)]), duration_s=5.0))
-    assert [sample.error for sample in samples] == ["HTTP 500"]
+    assert [sample.error for sample in samples] == ["HTTP 500", "not sent: the turn before has failed"]
 
 
 def test_a_run_that_has_shown_enough_is_cut_short() -> None:

@@ -93,7 +93,7 @@ def test_servers_are_compared_seed_by_seed(tmp_path: Path, make_sample: MakeSamp
     assert (ratio.target, ratio.over, ratio.estimate.num_samples) == ("ours", "<theirs>", 3)
     assert ratio.estimate.median == pytest.approx(4.1 / 2.1)
     (sentence,) = verdicts(result)
-    assert sentence.startswith("At TTFT 1 s, TPOT 50 ms, ours carries 1.95 times the load of <theirs> (95 % interval")
+    assert sentence.startswith("At TTFT 1 s, TPOT 50 ms, ours carries 1.95 times the load of <theirs> (range")
     rows = list(goodput_rows(result))
     assert [row[0] for row in rows] == ["ours", "<theirs>"]
     assert rows[0][2].startswith("4.1 requests/s (4 to 4.2)")

@@ -52,16 +52,6 @@ def test_the_largest_chunk_fits_and_one_more_does_not(
         assert MODEL.work_s(beside.plus(chunk + 1, num_past)) > limit_s
 
 
-@given(st.floats(1, 2_000), st.floats(0, 0.3), st.integers(1, 64))
-def test_as_many_answers_fit_as_the_limit_lets(context: float, limit_s: float, most: int) -> None:
-    count = MODEL.most_answers(context, limit_s, most)
-    assert 0 <= count <= most
-    if count:
-        assert MODEL.work_s(StepWork.of_answers(count, round(count * context))) <= limit_s
-    if count < most:
-        assert MODEL.work_s(StepWork.of_answers(count + 1, round((count + 1) * context))) > limit_s
-
-
 def test_straight_lines_are_one_case() -> None:
     model = CostModel.linear(step_base_s=1.0, token_s=0.1, pair_s=0.01)
     assert model.step_s([(1, 9)]) == pytest.approx(1.0 + 0.1 + 0.1)

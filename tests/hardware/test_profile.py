@@ -35,15 +35,20 @@ def profile(*core_counts: int) -> Profile:
 
 
 def test_a_profile_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    path = profile_path(tmp_path, "abc", "a CPU")
+    path = profile_path(tmp_path, "abc", "modeled", "a CPU")
     write_profile(profile(1, 2), path)
     assert read_profile(path) == profile(1, 2)
     assert [file.name for file in path.parent.iterdir()] == [path.name], "nothing else is left"
 
 
 def test_models_and_cpus_have_profiles_of_their_own(tmp_path: Path) -> None:
-    paths = {profile_path(tmp_path, key, cpu) for key in ("abc", "def") for cpu in ("a CPU", "another / CPU")}
-    assert len(paths) == 4
+    paths = {
+        profile_path(tmp_path, key, engine, cpu)
+        for key in ("abc", "def")
+        for engine in ("f32", "bf16")
+        for cpu in ("a CPU", "another / CPU")
+    }
+    assert len(paths) == 8
     assert {path.parent for path in paths} == {tmp_path / "profiles"}
 
 

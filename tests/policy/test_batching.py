@@ -156,7 +156,8 @@ def test_a_paced_chunk_fits_or_is_worth_nothing(count: int, num_past: int, limit
 
 
 def test_a_worker_takes_on_as_many_answers_as_its_pace_allows() -> None:
-    most = COSTS.most_answers(300.0, TPOT_S, 64)
+    steps_s = [COSTS.work_s(StepWork.of_answers(count, count * 300)) for count in range(1, 65)]
+    most = sum(seconds <= TPOT_S for seconds in steps_s)
     assert 2 < most < 64
     for count in range(64):
         assert has_room(count, 300.0, COSTS, TPOT_S) == (count + 1 <= most)

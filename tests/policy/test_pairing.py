@@ -75,7 +75,7 @@ LOADS = st.lists(
 
 
 def pair_of(pair: Pair) -> tuple[str, str]:
-    return pair.writer, pair.reader
+    return pair.owner, pair.reader
 
 
 def test_on_idle_workers_each_phase_has_its_own() -> None:
@@ -83,16 +83,16 @@ def test_on_idle_workers_each_phase_has_its_own() -> None:
 
 
 def test_the_decode_worker_fills_up_before_a_prefill_worker_writes() -> None:
-    writers = [choose(PREFILL, writing(DECODE, count)).writer for count in range(40)]
-    first_elsewhere = writers.index(WorkerId("prefill-0"))
+    owners = [choose(PREFILL, writing(DECODE, count)).owner for count in range(40)]
+    first_elsewhere = owners.index(WorkerId("prefill-0"))
     assert 5 < first_elsewhere < 20
-    assert set(writers[:first_elsewhere]) == {"decode-0"}
-    assert set(writers[first_elsewhere:]) == {"prefill-0"}
+    assert set(owners[:first_elsewhere]) == {"decode-0"}
+    assert set(owners[first_elsewhere:]) == {"prefill-0"}
 
 
 def test_a_prefill_worker_that_is_busy_reading_writes_nothing_more() -> None:
     busy = replace(PREFILL, prefill_share=0.95)
-    assert choose(busy, writing(DECODE, 14)).writer == "decode-0"
+    assert choose(busy, writing(DECODE, 14)).owner == "decode-0"
 
 
 def test_a_longer_queue_elsewhere_makes_the_decode_worker_read_itself() -> None:
@@ -107,13 +107,13 @@ def test_a_decode_worker_without_time_in_hand_leaves_prompts_to_others() -> None
     assert choose(reading(PREFILL, 1, 400), busy).reader == "prefill-0"
 
 
-def test_short_rests_are_read_by_the_writer() -> None:
+def test_short_rests_are_read_by_the_owner() -> None:
     assert pair_of(choose(PREFILL, DECODE, prompt=264, cached={WorkerId("decode-0"): 256})) == ("decode-0", "decode-0")
 
 
 def test_a_cached_prefix_draws_its_request() -> None:
     other = idle(Role.DECODE, 1)
-    assert choose(PREFILL, DECODE, other, prompt=1_000, cached={other.worker_id: 960}).writer == "decode-1"
+    assert choose(PREFILL, DECODE, other, prompt=1_000, cached={other.worker_id: 960}).owner == "decode-1"
 
 
 def test_the_faster_of_two_readers_is_chosen() -> None:
@@ -124,14 +124,14 @@ def test_the_faster_of_two_readers_is_chosen() -> None:
 
 def test_whoever_cannot_hold_the_answer_does_not_get_it() -> None:
     small = idle(Role.DECODE, num_blocks=5)
-    assert choose(PREFILL, small).writer == "prefill-0"
+    assert choose(PREFILL, small).owner == "prefill-0"
     nobody = choose_pair(200, {}, [small], SLO, 60.0, 300, BLOCK_SIZE, 8)
     assert nobody is None
 
 
 def test_a_full_worker_comes_last() -> None:
     full = replace(DECODE, num_used_blocks=499)
-    assert choose(PREFILL, full, idle(Role.DECODE, 1, num_answers=30, num_context_tokens=9_000)).writer != "decode-0"
+    assert choose(PREFILL, full, idle(Role.DECODE, 1, num_answers=30, num_context_tokens=9_000)).owner != "decode-0"
 
 
 @given(LOADS, st.integers(1, 3_000), st.randoms(use_true_random=False))
@@ -145,7 +145,7 @@ def test_a_pair_is_of_accepting_workers_whatever_the_order(loads: list[WorkerLoa
     if pair is None:
         assert not able
         return
-    assert pair.writer in able
-    assert pair.reader == pair.writer or accepting[pair.reader] is Role.PREFILL
+    assert pair.owner in able
+    assert pair.reader == pair.owner or accepting[pair.reader] is Role.PREFILL
     assert pair.ttft_s > 0
     assert pair.step_s > 0

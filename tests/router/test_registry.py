@@ -39,6 +39,7 @@ class Bench:
             num_cached_blocks=30,
             num_running=counts["num_running"],
             num_waiting=1,
+            num_answers=counts["num_running"] + 1,
             queued_prefill_tokens=counts["queued_prefill_tokens"],
             prefill_tokens_per_s=500.0,
             decode_step_s=0.0,

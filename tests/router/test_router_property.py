@@ -88,7 +88,7 @@ class RandomLife:
                 self.incarnations[worker] += 1
                 self.cluster.heartbeat(worker, self.incarnations[worker])
             case "beat":
-                self.cluster.heartbeat(worker, self.incarnations[worker], num_running=pick % 5, num_free_blocks=990)
+                self.cluster.heartbeat(worker, self.incarnations[worker], num_answers=pick % 5, num_free_blocks=990)
             case "wait":
                 self.cluster.advance(float(pick % 12))
         await self.cluster.let_run()

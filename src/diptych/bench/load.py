@@ -84,7 +84,25 @@ class _Run:
             if self.on_sample(sample):
                 self.is_over.set()
             if sample.error:
+                self._give_up_rest(index, session, number)
                 return
+
+    def _give_up_rest(self, index: int, session: Session, number: int) -> None:
+        """Count a talk's further requests as failed: its client would have sent them."""
+        planned_s = self.now_s()
+        for later, turn in enumerate(session.turns[number + 1 :], number + 1):
+            planned_s += turn.think_s
+            if planned_s < self.plan.duration_s:
+                lost = Sample(
+                    planned_s=planned_s,
+                    sent_s=planned_s,
+                    session=index,
+                    turn=later,
+                    num_wanted_tokens=turn.num_output_tokens,
+                    error="not sent: the turn before has failed",
+                )
+                self.samples.append(lost)
+                self.on_sample(lost)
 
     def now_s(self) -> float:
         """Return the time since the run's begin."""

@@ -56,11 +56,13 @@ class Bench:
     recorder: Recorder
     listener: Listener
 
-    async def run(self, api: Api, target: str, rate_per_s: float, seed: int) -> RunSummary:
-        """Offer one load."""
+    async def run(
+        self, api: Api, target: str, rate_per_s: float, seed: int, *, may_cut_short: bool = False
+    ) -> RunSummary:
+        """Offer one load; end it early, if it may be cut short, when it can meet no SLO any more."""
         method = self.method
         self.listener.on_stage(f"{target}, seed {seed}: {rate_per_s:.3g} requests/s")
-        watch = _Watch(method, rate_per_s, self.listener)
+        watch = _Watch(method, rate_per_s, self.listener, may_cut_short=may_cut_short)
         result = self.recorder.result
         edition = (int(datetime.fromisoformat(result.started_at).timestamp()), len(result.runs))
         plan = LoadPlan(lambda: method.source(rate_per_s, seed), method.duration_s, method.patience_s, edition)
@@ -74,7 +76,7 @@ class Bench:
         """Search the goodput at every SLO."""
         search = GoodputSearch(self.method.slos, limits or self.method.limits)
         while (rate_per_s := search.next_rate()) is not None:
-            summary = await self.run(api, target, rate_per_s, seed)
+            summary = await self.run(api, target, rate_per_s, seed, may_cut_short=True)
             search.on_result(rate_per_s, {found.slo: found.share for found in summary.attainments})
         self.recorder.result.sweeps.append(Sweep(target, seed, search.goodputs()))
         self.recorder.save()
@@ -101,7 +103,8 @@ class Bench:
 class _Watch:
     """Looks at requests as they end."""
 
-    def __init__(self, method: Method, rate_per_s: float, listener: Listener) -> None:
+    def __init__(self, method: Method, rate_per_s: float, listener: Listener, *, may_cut_short: bool) -> None:
+        self._may_cut_short = may_cut_short
         self._slos = method.slos
         self._num_expected = max(round(rate_per_s * method.duration_s), 1)
         self._on_ended: Callable[[int, int], None] = listener.on_ended
@@ -115,7 +118,9 @@ class _Watch:
         self._num_missed += not any(sample.meets(slo) for slo in self._slos)
         self._on_ended(self._num_ended, self._num_expected)
         allowed = (1 - REQUIRED_ATTAINMENT) * self._num_expected
-        self.is_hopeless = len(self._slos) > 0 and self._num_missed > HOPELESS_MISSES * allowed + 1
+        self.is_hopeless = (
+            self._may_cut_short and len(self._slos) > 0 and self._num_missed > HOPELESS_MISSES * allowed + 1
+        )
         return self.is_hopeless
 
 

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from diptych.bench.completions import ApiRoute, ServerApi
 from diptych.bench.http_client import Address, HttpError, fetch
 from diptych.bench.sample import Sample
+from diptych.bench.slo import Slo
 from diptych.core.errors import BenchError, ConfigError
 
 ANSWER_TIMEOUT_S = 20.0
@@ -27,6 +28,7 @@ END_TIMEOUT_S = 40.0
 LOG_TAIL_CHARACTERS = 600
 HTTP_OK, HTTP_UNAVAILABLE = 200, 503
 OWN_COMMAND = "diptych"
+OWN_WORDS = ("-m", "diptych", "serve")
 PORT_FIELD = "{port}"
 _NAMED = re.compile(r"^([\w.-]+)=(?=https?://|[^=]*\S)(.+)$", re.DOTALL)
 
@@ -77,6 +79,14 @@ class Target:
             raise ConfigError(f"say with {PORT_FIELD} where the port goes in {what!r}, or give an http:// address")
         return cls(name or what, None, tuple(words))
 
+    def planning_for(self, slos: Sequence[Slo]) -> "Target":
+        """Return it with the tightest of `slos` as its own, where it is a server of ours that is told none."""
+        is_ours = self.command[1:4] == OWN_WORDS
+        if not (is_ours and slos) or any(word.startswith("--slo-") for word in self.command):
+            return self
+        ttft_s, tpot_s = min(slo.ttft_s for slo in slos), min(slo.tpot_s for slo in slos)
+        return replace(self, command=(*self.command, "--slo-ttft-s", f"{ttft_s:g}", "--slo-tpot-s", f"{tpot_s:g}"))
+
     @property
     def description(self) -> str:
         """What is measured, in words that can be run again."""
@@ -95,7 +105,7 @@ class Target:
         with tempfile.TemporaryFile() as log:
             process = self._start(port, log)
             try:
-                address = Address("127.0.0.1", port, "", False)
+                address = Address.parse(f"http://127.0.0.1:{port}", options.api_key)
                 yield await _first_answer(address, options, _Started(process, log, self.name), start_timeout_s)
             finally:
                 await asyncio.shield(asyncio.to_thread(_end, process))

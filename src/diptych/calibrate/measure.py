@@ -135,7 +135,7 @@ def measure_handover(config: ServeConfig, on_progress: Progress) -> float:
     Raises: BenchError, LaunchError.
     """
     on_progress("hand-over", 0, HANDOVERS)
-    served = config.model_copy(update={"port": 0, "prefill": 1, "decode": 1, "mixed": 0})
+    served = config.model_copy(update={"port": 0, "prefill": 1, "decode": 1, "mixed": 0, "adaptive": False})
     with serve(served) as server, httpx.Client(base_url=server.url, timeout=REQUEST_TIMEOUT_S) as client:
         for number in range(HANDOVERS):
             on_progress("hand-over", number, HANDOVERS)

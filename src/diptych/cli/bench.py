@@ -34,6 +34,11 @@ bench_app = typer.Typer(
 )
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_SERVERS = (
+    "default=diptych serve",
+    "strict=diptych serve --no-adaptive",
+    "colocated=diptych serve --mixed 1 --no-adaptive",
+)
 DEFAULT_TPOTS_S = (0.05, 0.1)
 FEWEST_REQUESTS = 10
 """Of a run: a sweep tries no rate that is so low that fewer would come."""
@@ -163,7 +168,7 @@ def compare_command(  # noqa: PLR0913, PLR0917
         typer.Argument(
             metavar="SERVER...",
             help="As for `sweep`, two or more; ratios are over the last. "
-            "\\[default: disaggregated='diptych serve' colocated='diptych serve --mixed 1']",
+            "\\[default: `diptych serve` as it is, with phases strictly apart, and colocated]",
         ),
     ] = None,
     workload: WorkloadOption = "chat",
@@ -187,7 +192,7 @@ def compare_command(  # noqa: PLR0913, PLR0917
     report: ReportOption = True,
 ) -> None:
     """Search the goodput of several servers, in turn, on the same loads; say how many times the load each carries."""
-    named = servers or ["disaggregated=diptych serve", "colocated=diptych serve --mixed 1"]
+    named = servers or list(DEFAULT_SERVERS)
     job = _Job("compare", named, context.params)
 
     async def measure(bench: Bench) -> None:
@@ -221,6 +226,7 @@ class _Job:
         slos = [Slo.parse(text) for text in flags["slo"] or ()] or source.slos
         if len(set(slos)) < len(slos):
             raise ConfigError("an SLO is given twice")
+        self.targets = [target.planning_for(slos) for target in self.targets]
         limits = SearchLimits(
             start_per_s=flags.get("start_rate", 1.0),
             precision=flags.get("precision", 0.1),
@@ -231,6 +237,7 @@ class _Job:
             name: str(value) if isinstance(value, Path) else value
             for name, value in flags.items()
             if name not in {"server", "servers", "slo", "output", "report", "api_key"}
+            and not (name == "workload" and flags["trace"] is not None)
         }
         facts = [TargetFacts(target.name, target.description) for target in self.targets]
         folder = flags["output"] or Path("bench-results") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -283,6 +290,10 @@ class _Source:
 def _source_of(flags: dict[str, Any]) -> _Source:
     """Return the load that flags ask for. Raises: ConfigError."""
     path, name, scale, burstiness = flags["trace"], flags["workload"], flags["scale"], flags["burstiness"]
+    if path is not None and burstiness != 1.0:
+        raise ConfigError("--burstiness is for workloads; a trace has its own arrivals")
+    if path is None and flags["max_tokens"] is not None:
+        raise ConfigError("--max-tokens leaves out rows of a trace; give one with --trace")
     if path is not None:
         try:
             rows = read_rows(path.read_text(encoding="utf-8").splitlines(), str(path))

@@ -83,7 +83,7 @@ def calibrate_command(  # noqa: PLR0913, PLR0917  one parameter a flag
         interference=interference,
         handover_s=handover_s,
     )
-    path = output or profile_path(default_cache_dir(), folder.key, cpu)
+    path = output or profile_path(default_cache_dir(), folder.key, measured[0].engine, cpu)
     write_profile(profile, path)
     _show(measured, interference, handover_s, path)
 

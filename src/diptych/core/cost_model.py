@@ -9,7 +9,7 @@ See: DistServe (OSDI 2024, appendix A) for the parts; it has straight lines wher
 at sizes where lines hold.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -118,14 +118,6 @@ class CostModel:
         return bisect_right(
             range(1, most_tokens + 1), limit_s, key=lambda num_tokens: self.work_s(beside.plus(num_tokens, num_past))
         )
-
-    def most_answers(self, mean_context_tokens: float, limit_s: float, most: int) -> int:
-        """Return how many answers a worker can continue with steps of `limit_s` at most."""
-
-        def step_s(num_answers: int) -> float:
-            return self.work_s(StepWork.of_answers(num_answers, round(num_answers * mean_context_tokens)))
-
-        return bisect_left(range(1, most + 1), True, key=lambda num_answers: step_s(num_answers) > limit_s)
 
     def scaled(self, factor: float) -> "CostModel":
         """Return a model of a machine that takes `factor` times as long."""

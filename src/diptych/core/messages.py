@@ -106,6 +106,8 @@ class Grant(Message, frozen=True, kw_only=True):
     begun before, and its prompt must only be read again."""
     first_token_mask: bytes | None
     """Which tokens the request's grammar lets begin an answer, a bit a token; None: all."""
+    arrived_s: float
+    """When the request came, on the node's clock: prompts are read in that order."""
     deadline_s: float
 
 
@@ -244,7 +246,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     """Such as `openvino f32 KV`."""
     num_blocks: int
-    """Owned by this worker; 0 for a prefill worker."""
+    """Owned by this worker; 0 for one that writes no answers."""
     num_free_blocks: int
     """Neither referenced nor cached."""
     num_cached_blocks: int
@@ -259,6 +261,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     """Private memory of the process (the segment not counted)."""
     num_steps: int
+    num_answers: int = 0
+    """Of its own, running and waiting; grants are not counted."""
     cost_scale: float = 1.0
     """How many times as long steps take of late as the cost model says."""
     prefill_share: float = 0.0

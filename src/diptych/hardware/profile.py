@@ -1,8 +1,8 @@
 """What `diptych calibrate` has measured of a model on this machine, as a JSON file.
 
-One file a model and kind of CPU, below the cache's root. Whoever predicts how long something takes (admission, routing,
-batching, planner, simulator) reads its cost models; who has none uses a built-in guess, corrected by what the workers'
-steps really take.
+One file a model, engine and kind of CPU, below the cache's root. Whoever predicts how long something takes (admission,
+routing, batching, planner, simulator) reads its cost models; who has none uses a built-in guess, corrected by what the
+workers' steps really take.
 """
 
 import hashlib
@@ -64,9 +64,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.workers, key=lambda worker: (abs(worker.num_cores - num_cores), worker.num_cores)).costs
 
 
-def profile_path(root: Path, model_key: str, cpu: str) -> Path:
-    """Return where the profile of a model on this kind of CPU is kept."""
-    return root / "profiles" / f"{model_key}-{hashlib.sha256(cpu.encode()).hexdigest()[:12]}.json"
+def profile_path(root: Path, model_key: str, engine: str, cpu: str) -> Path:
+    """Return where the profile of a model by this engine (and KV precision) on this kind of CPU is kept."""
+    machine = hashlib.sha256(f"{engine}\n{cpu}".encode()).hexdigest()[:12]
+    return root / "profiles" / f"{model_key}-{machine}.json"
 
 
 def write_profile(profile: Profile, path: Path) -> None:

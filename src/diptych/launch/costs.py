@@ -32,25 +32,31 @@ def find_costs(config: ServeConfig, model: ModelFolder, engine: str, cores: Mapp
     if config.engine == "modeled":
         known = SMOLLM2_135M_ONE_AVX2_CORE.scaled(config.modeled_time_scale)
         return Costs(dict.fromkeys(cores, known), "the modeled engine's own model")
-    profile = _find_profile(config, model, engine)
+    profile, complaint = _find_profile(config, model, engine)
     if profile is None:
         guesses = {
             worker_id: SMOLLM2_135M_ONE_AVX512_CORE.scaled(1 / (1 + FURTHER_CORE_GAIN * (len(own) - 1)))
             for worker_id, own in cores.items()
         }
-        return Costs(guesses, "a guess; `diptych calibrate` measures this machine")
+        return Costs(guesses, f"a guess{complaint}; `diptych calibrate` measures this machine")
     models = {worker_id: profile.costs_for(len(own)) for worker_id, own in cores.items()}
     return Costs(models, f"this machine's profile of {profile.measured_at[:10]}")
 
 
-def _find_profile(config: ServeConfig, model: ModelFolder, engine: str) -> Profile | None:
+def _find_profile(config: ServeConfig, model: ModelFolder, engine: str) -> tuple[Profile | None, str]:
+    """Return the profile, or None and why, where there is more to say than that there is none."""
     if config.profile is not None:
         profile = read_profile(config.profile)
-        if profile.model_key != model.key:
-            raise ConfigError(f"{config.profile} is a profile of {profile.model_name}, other weights than {model.name}")
-        return profile
-    path = profile_path(default_cache_dir(), model.key, host_facts().cpu_model)
+        if (profile.model_key, profile.engine) != (model.key, engine):
+            raise ConfigError(
+                f"{config.profile} is a profile of {profile.model_name} on {profile.engine}, not of these weights of "
+                f"{model.name} on {engine}; make one with `diptych calibrate`"
+            )
+        return profile, ""
+    path = profile_path(default_cache_dir(), model.key, engine, host_facts().cpu_model)
     if not path.exists():
-        return None
-    found = read_profile(path)
-    return found if found.engine == engine else None
+        return None, ""
+    try:
+        return read_profile(path), ""
+    except ConfigError as error:
+        return None, f" ({error})"

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from diptych.core.cost_model import CostModel, StepWork
+from diptych.core.messages import Role
 
 MIN_CHUNK_TOKENS = 2
 """A prompt is never computed one token at a time: kernels for one row round differently, and answers must not depend on
@@ -45,6 +46,8 @@ def prefill_budget_tokens(num_decode_rows: int, chunk_tokens: int, decode_chunk_
 
 AIM = 0.95
 """Tokens are due after this share of the time that the SLO leaves them: steps take a little longer than predicted."""
+ANSWERS_SHARE = {Role.DECODE: 0.9, Role.MIXED: 0.75, Role.PREFILL: 0.5}
+"""How much of a token's time the answers of a worker may take: what is left is for prompts, and for mistakes."""
 LONGEST_STEP_TPOTS = 4.0
 """However far ahead of its time an answer is: it shall be written in a steady flow, not in bursts."""
 LOST_TPOTS = 8.0

@@ -1,6 +1,6 @@
 """Which worker writes an answer and which one reads its prompt, by predicted times. Pure.
 
-Where workers may do either phase, roles are preferences, and two questions become one: of all pairs (writer, reader),
+Where workers may do either phase, roles are preferences, and two questions become one: of all pairs (owner, reader),
 which one keeps to the SLO at the least price? The price is the time of cores that the request takes, plus the client's
 wait for the first token. So a decode worker fills up first (one more row costs little there, and the first row of an
 empty worker a whole pass through the weights), prefill workers take over answers when it is full, and the decode
@@ -20,16 +20,14 @@ from typing import NamedTuple
 from diptych.core.cost_model import CostModel, StepWork
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
-from diptych.policy.batching import answers_when_read
+from diptych.policy.batching import ANSWERS_SHARE, answers_when_read
 
-ANSWERS_SHARE = 0.9
-"""Of the time that the SLO leaves a token: a predicted step that takes more has no room for a mistake."""
 TTFT_SHARE = 0.8
-"""The same for the first token."""
+"""Of the time to the first token that the SLO allows: a prediction of more has no room for a mistake."""
 LEAST_FREE = 0.05
 """Of a reader's time: prompts go on, if slowly, however many answers run."""
 NUM_READERS = 2
-"""How many of the workers with the shortest queues are looked at for each writer, besides the writer itself."""
+"""How many of the workers with the shortest queues are looked at for each owner, besides the owner itself."""
 CHUNK_TOKENS = 256
 """In which prompts are thought to be read: predictions hardly depend on it."""
 
@@ -81,12 +79,12 @@ class WorkerLoad:
 class Pair(NamedTuple):
     """Who does what, and what was predicted."""
 
-    writer: WorkerId
+    owner: WorkerId
     reader: WorkerId
-    """May be the writer."""
+    """May be the owner."""
     ttft_s: float
     step_s: float
-    """Of the writer when the prompt has been read: its TPOT."""
+    """Of the owner when the prompt has been read: its TPOT."""
 
 
 def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
@@ -105,32 +103,32 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
     `num_most_tokens`: of prompt and answer together; a worker with fewer blocks could never end the answer.
     """
     accepting = [load for load in loads if load.is_accepting]
-    writers = [load for load in accepting if load.num_blocks * block_size >= num_most_tokens]
+    owners = [load for load in accepting if load.num_blocks * block_size >= num_most_tokens]
     queues = sorted(accepting, key=lambda load: (_queue_s(load, slo, num_answer_tokens), _order(load)))
     readers = [load for load in queues if load.role is Role.PREFILL][:NUM_READERS]
     candidates: list[tuple[tuple[bool, float, float, tuple[int, WorkerId], bool], Pair]] = []
-    for writer in writers:
-        num_uncached = max(num_prompt_tokens - matched_tokens.get(writer.worker_id, 0), 1)
+    for owner in owners:
+        num_uncached = max(num_prompt_tokens - matched_tokens.get(owner.worker_id, 0), 1)
         num_new_blocks = -(-num_uncached // block_size)
-        is_full = writer.num_used_blocks + num_new_blocks > writer.num_blocks
-        for reader in _readers_for(writer, readers, num_uncached, local_prefill_max_tokens):
-            pair, excess, price_s = _judge(writer, reader, num_prompt_tokens, num_uncached, slo, num_answer_tokens)
-            key = (is_full, excess, price_s, _order(writer), reader is writer)
+        is_full = owner.num_used_blocks + num_new_blocks > owner.num_blocks
+        for reader in _readers_for(owner, readers, num_uncached, local_prefill_max_tokens):
+            pair, excess, price_s = _judge(owner, reader, num_prompt_tokens, num_uncached, slo, num_answer_tokens)
+            key = (is_full, excess, price_s, _order(owner), reader is owner)
             candidates.append((key, pair))
     return min(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
 
 
 def _readers_for(
-    writer: WorkerLoad, readers: Sequence[WorkerLoad], num_uncached: int, local_prefill_max_tokens: int
+    owner: WorkerLoad, readers: Sequence[WorkerLoad], num_uncached: int, local_prefill_max_tokens: int
 ) -> Iterator[WorkerLoad]:
-    """Yield who may read for a writer. Blocks that a prefill worker owns are read by itself."""
-    if writer.role is Role.DECODE and num_uncached > local_prefill_max_tokens:
+    """Yield who may read for a owner. Blocks that a prefill worker owns are read by itself."""
+    if owner.role is Role.DECODE and num_uncached > local_prefill_max_tokens:
         yield from readers
-    yield writer
+    yield owner
 
 
 def _judge(  # noqa: PLR0913, PLR0917
-    writer: WorkerLoad,
+    owner: WorkerLoad,
     reader: WorkerLoad,
     num_prompt_tokens: int,
     num_uncached: int,
@@ -142,14 +140,15 @@ def _judge(  # noqa: PLR0913, PLR0917
     free = _free_share(reader, slo, num_answer_tokens)
     queue_s = _queue_s(reader, slo, num_answer_tokens)
     ttft_s = queue_s + own_s / free
-    num_answers = _answers_when_read(writer, ttft_s, ttft_s / (reader.num_queued_prompts + 1), num_answer_tokens)
-    before_s, step_s = writer.step_s(num_answers), writer.step_s(num_answers + 1)
+    num_answers = _answers_when_read(owner, ttft_s, ttft_s / (reader.num_queued_prompts + 1), num_answer_tokens)
+    before_s, step_s = owner.step_s(num_answers), owner.step_s(num_answers + 1)
     # Prompts are a prefill worker's first duty; a decode worker reads them only in time that its answers leave.
-    left = 1.0 - writer.prefill_share if writer.role is Role.PREFILL else 1.0
-    tpot_ratio = step_s / (slo.tpot_s * ANSWERS_SHARE * max(left, LEAST_FREE))
+    left = 1.0 - owner.prefill_share if owner.role is Role.PREFILL else 1.0
+    share = max(min(ANSWERS_SHARE[owner.role], ANSWERS_SHARE[Role.DECODE] * left), LEAST_FREE)
+    tpot_ratio = step_s / (slo.tpot_s * share)
     excess = max(tpot_ratio, ttft_s / (slo.ttft_s * TTFT_SHARE), 1.0)
     price_s = own_s + num_answer_tokens * (step_s - before_s) + ttft_s
-    return Pair(writer.worker_id, reader.worker_id, ttft_s, step_s), excess, price_s
+    return Pair(owner.worker_id, reader.worker_id, ttft_s, step_s), excess, price_s
 
 
 def _answers_when_read(load: WorkerLoad, wait_s: float, read_each_s: float, num_answer_tokens: float) -> float:

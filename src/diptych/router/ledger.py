@@ -69,7 +69,7 @@ class Ledger:
 
     def on_status(self, status: WorkerStatus) -> None:
         """Compare with what the worker says of itself."""
-        self.sequences.on_report(status.num_running + status.num_waiting)
+        self.sequences.on_report(status.num_answers)
         self.blocks.on_report(status.num_blocks - status.num_free_blocks - status.num_cached_blocks)
         self.prefill_tokens.on_report(status.queued_prefill_tokens)
 

@@ -114,9 +114,9 @@ class Placer:
             return None
         return self._placement(
             num_prompt_tokens,
-            matched_blocks.get(pair.writer, 0),
-            pair.writer,
-            None if pair.reader == pair.writer else pair.reader,
+            matched_blocks.get(pair.owner, 0),
+            pair.owner,
+            None if pair.reader == pair.owner else pair.reader,
         )
 
     def _place_by_load(

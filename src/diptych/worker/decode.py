@@ -179,8 +179,8 @@ class DecodeRole:
         self._end_overdue()
         self.admit()
         answers = self.roster.grow()
-        # Those that lost their blocks came before some that wait for longer: the order counts, not the time.
-        since_s = accumulate((one.timeline[Lifecycle.RESERVED] for one in self.roster.prefilling), max)
+        # Several frontends may give times that are not in the order of arrival here, which is the one that counts.
+        since_s = accumulate((one.request.arrived_s for one in self.roster.prefilling), max)
         unread = [
             Unread(since, sequence.num_remaining_prompt_tokens, sequence.num_computed_tokens)
             for sequence, since in zip(self.roster.prefilling, since_s, strict=True)

@@ -10,8 +10,8 @@ from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
 from diptych.core.cost_model import CostModel, StepWork
 from diptych.core.events import Lifecycle
-from diptych.core.messages import Role
 from diptych.policy.batching import (
+    ANSWERS_SHARE,
     answers_when_read,
     has_room,
     next_due_s,
@@ -25,17 +25,19 @@ from diptych.worker.sequence import Sequence, SequenceState
 
 URGENT_SHARE = 0.5
 """A prompt that has waited for this share of its time to the first token goes on whatever it costs the answers."""
+PATIENCE_TTFTS = 4.0
+"""A request that has waited for so many times its time to the first token waits no longer for the others' pace: there
+is too much to do for anyone's SLO, and larger batches get it done."""
 NEWEST_WEIGHT = 0.1
 """Of the newest answer in the running mean of their lengths."""
 FIRST_MEAN_ANSWER_TOKENS = 64.0
-ANSWERS_SHARE = {Role.DECODE: 0.9, Role.MIXED: 0.6, Role.PREFILL: 0.5}
-"""How much of a token's time the answers of a worker may take: what is left is for prompts, and for mistakes."""
 
 
 class Unread(NamedTuple):
     """A prompt that waits in a worker, or the rest of it."""
 
     since_s: float
+    """When its request came."""
     num_tokens: int
     num_past: int
 
@@ -83,7 +85,8 @@ class Pace:
     def has_room(self, placed: Several[Sequence], newcomer: Sequence) -> bool:
         """Tell whether to take on `newcomer` beside those that have blocks."""
         order, scale = self._order, self._speed.cost_scale
-        if not (order.is_adaptive and placed):
+        has_waited_s = self._clock.now_s() - newcomer.request.arrived_s
+        if not (order.is_adaptive and placed) or has_waited_s > PATIENCE_TTFTS * order.slo_ttft_s:
             return True
         answers = [one for one in placed if one.state is SequenceState.DECODING]
         num_unread = sum(one.num_places for one in placed) - len(answers)

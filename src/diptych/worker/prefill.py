@@ -7,6 +7,7 @@ nothing but time.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
@@ -40,8 +41,6 @@ class GrantedPrompt:
 
     grant: Grant
     num_computed_tokens: int
-    since_s: float
-    """When it came."""
     started_s: float = 0.0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as computed; empty unless asked for."""
@@ -105,7 +104,7 @@ class PrefillRole:
         """Take up a grant, or give one back. Messages for decode workers mean nothing here and are passed over."""
         match message:
             case Grant():
-                self._queue.append(GrantedPrompt(message, message.num_cached_tokens, self._clock.now_s()))
+                self._queue.append(GrantedPrompt(message, message.num_cached_tokens))
             case Revoke() | PeerGone() if self._batch:
                 self._in_step.append(message)
             case Revoke(request_id=request_id, epoch=epoch, decode=decode):
@@ -126,7 +125,11 @@ class PrefillRole:
         now_s = self._clock.now_s()
         for prompt in [prompt for prompt in self._queue if prompt.grant.deadline_s < now_s]:
             self._give_back(prompt, "the request's deadline passed in the prefill queue")
-        return [Unread(one.since_s, one.num_remaining_tokens, one.num_computed_tokens) for one in self._queue]
+        since_s = accumulate((one.grant.arrived_s for one in self._queue), max)
+        return [
+            Unread(since, one.num_remaining_tokens, one.num_computed_tokens)
+            for one, since in zip(self._queue, since_s, strict=True)
+        ]
 
     def take_up(self, chunks: Sequence[int]) -> list[StepPart]:
         """Make a step of chunks of the first prompts, as `find_work` has returned them."""

@@ -59,6 +59,11 @@ class Roster:
         """Those whose prompts this worker reads."""
         return [sequence for sequence in self.placed if sequence.state is SequenceState.PREFILLING]
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences here, whatever their state."""
+        return len(self.placed) + len(self.waiting) + len(self._compiling)
+
     def load(self) -> Load:
         """Return what is running and queued. Prompts that others shall read are their load."""
         unread = self.prefilling + [sequence for sequence in self.waiting if sequence.prefill is None]
@@ -205,6 +210,7 @@ class Roster:
             sampling=sequence.request.sampling,
             choices=[] if has_begun else list(range(sequence.num_places)),
             first_token_mask=None if has_begun or guide is None else guide.mask().tobytes(),
+            arrived_s=sequence.request.arrived_s,
             deadline_s=sequence.request.deadline_s,
         )
         try:

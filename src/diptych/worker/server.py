@@ -181,6 +181,7 @@ class Worker:
             decode_step_s=self._speed.decode_step_s,
             memory_bytes=private_memory_bytes(),
             num_steps=self._speed.num_steps,
+            num_answers=0 if self._decode is None else self._decode.roster.num_sequences,
             cost_scale=self._speed.cost_scale,
             prefill_share=self._speed.prefill_share,
         )

@@ -36,7 +36,9 @@ def words_of(segment: Segment, edition: Edition = ()) -> list[str]:
 
     Segments with different keys share a first word once in 256 times, three once in 17 million.
     """
-    numbers = np.random.default_rng((*edition, *segment.key)).integers(len(WORDS), size=segment.num_tokens)
+    # The lengths, since numpy takes (0,) and (0, 0) for the same.
+    source = np.random.default_rng((*edition, *segment.key, len(edition), len(segment.key)))
+    numbers = source.integers(len(WORDS), size=segment.num_tokens)
     return [WORDS[number] for number in numbers]
 
 

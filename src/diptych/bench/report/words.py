@@ -78,6 +78,10 @@ def goodput_rows(result: Result) -> Iterator[list[str]]:
                 ]
 
 
+FEWEST_FOR_INTERVAL = 6
+"""With fewer samples the bootstrap interval of a median is their range, which holds it less often than that."""
+
+
 def _goodput_text(found: Sequence[Goodput]) -> str:
     rates = [goodput.rate_per_s for goodput in found]
     if not any(rates):
@@ -109,7 +113,8 @@ def verdicts(result: Result) -> Iterator[str]:
     """Yield a sentence for each comparison that was made."""
     for ratio in result.ratios:
         estimate = ratio.estimate
-        interval = f" (95 % interval {estimate.low:.2f} to {estimate.high:.2f}, {estimate.num_samples} seeds)"
+        kind = "range" if estimate.num_samples < FEWEST_FOR_INTERVAL else "95 % interval"
+        interval = f" ({kind} {estimate.low:.2f} to {estimate.high:.2f}, {estimate.num_samples} seeds)"
         yield (
             f"At {slo_text(ratio.slo)}, {ratio.target} carries {estimate.median:.2f} times the load of {ratio.over}"
             f"{interval if estimate.num_samples > 1 else ' (one seed: no interval)'}."
