@@ -64,7 +64,7 @@ def _serve(peer: Peer, stock: Stock, options: argparse.Namespace) -> None:
     if peer.name.startswith(vllm_cpu.VllmCpu.name) and not vllm_cpu.has_tcmalloc():
         print("note: vLLM is slower without tcmalloc; on Debian: apt install libtcmalloc-minimal4", file=sys.stderr)
     place = Place(options.port, options.cores, tuple(options.flags), options.model)
-    programs = peer.programs(stock, place, _free_port)
+    programs = peer.programs(stock, place, free_port)
     with Supervisor(programs, stock.path("logs") / f"{peer.name}-{options.port}") as supervisor:
         try:
             supervisor.start()
@@ -127,10 +127,13 @@ def _require_free(port: int) -> None:
         with socket.create_server((LOOPBACK, port)):
             return
     except OSError as error:
-        raise BenchError(f"cannot serve at port {port}: {error.strerror}; choose another with --port") from None
+        raise BenchError(
+            f"cannot serve at port {port}: {os.strerror(error.errno or 0)}; choose another with --port"
+        ) from None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback address that nobody listens on."""
     with socket.create_server((LOOPBACK, 0)) as server:
         port: int = server.getsockname()[1]
         return port

@@ -11,6 +11,7 @@ same with httpx and FastAPI; this one shares two cores with what it stands in fr
 import argparse
 import asyncio
 import json
+import logging
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
@@ -19,6 +20,8 @@ from typing import Any
 import uvicorn
 
 from diptych.bench.http_client import Address, HttpError, exchange, fetch
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
@@ -32,7 +35,7 @@ ASK_PREFILL = {
 }
 NOT_FOR_PREFILL = frozenset({"stream_options", "min_tokens", "max_completion_tokens"})
 PREFILL_TIMEOUT_S = 600.0
-HTTP_OK, BAD_REQUEST, NOT_ALLOWED, BAD_GATEWAY = 200, 400, 405, 502
+HTTP_OK, BAD_REQUEST, NOT_ALLOWED, BAD_GATEWAY, UNAVAILABLE = 200, 400, 405, 502, 503
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -90,8 +93,9 @@ class Proxy:
                 raise ProxyError.saying(NOT_ALLOWED, f"{method} {path} is not passed on")
         except (HttpError, ProxyError) as error:
             if is_started:
-                raise  # too late to say so; uvicorn cuts the connection, which tells the client
-            refusal = error if isinstance(error, ProxyError) else ProxyError.saying(BAD_GATEWAY, f"vLLM: {error}")
+                log.warning("an answer broke off: %s", error)
+                return  # too late to tell the client: uvicorn cuts the connection
+            refusal = error if isinstance(error, ProxyError) else ProxyError.saying(UNAVAILABLE, f"vLLM: {error}")
             await _send_start(send, refusal.status, "application/json")
             await send({"type": "http.response.body", "body": json.dumps(refusal.body).encode()})
 

@@ -9,6 +9,7 @@ An environment that is used while it is made anew loses its files: a changed rec
 """
 
 import fcntl
+import inspect
 import os
 import shutil
 import sys
@@ -42,7 +43,7 @@ class Environment:
     needed_bytes: int
     """Of disk, roughly."""
     finish: Callable[[Path], None] | None = None
-    """Puts the last hand to the folder."""
+    """Puts the last hand to the folder; its source is part of the recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ class Stock:
         Raises: BenchError.
         """
         recipe = f"Python {sys.version_info.major}.{sys.version_info.minor}\n{environment.requirements.read_text()}"
+        if environment.finish is not None:
+            recipe += inspect.getsource(environment.finish)
         if not self.python(environment).exists():  # the interpreter that it was made of may have gone
             (self.path(environment.name) / RECIPE).unlink(missing_ok=True)
 

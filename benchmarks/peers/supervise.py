@@ -27,6 +27,7 @@ POLL_S = 0.25
 ANSWER_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 20.0
 """For an end in order; `diptych bench` itself waits 40 s."""
+ORPHANS_END_TIMEOUT_S = 3.0
 NUM_LAST_LINES = 15
 SHARED_MEMORY = "/dev/shm/"  # noqa: S108  where POSIX puts it
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -36,11 +37,12 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 class Supervisor:
     """Programs that run. A context manager; its end ends them."""
 
-    def __init__(self, programs: Sequence[Program], logs: Path) -> None:
+    def __init__(self, programs: Sequence[Program], logs: Path, end_timeout_s: float = END_TIMEOUT_S) -> None:
         """Output will go to files in the folder `logs`, which is removed after a good end."""
         self._programs = programs
         self._processes: list[subprocess.Popen[bytes]] = []
         self._folder = logs
+        self._end_timeout_s = end_timeout_s
         self._logs = [logs / f"{program.name}.log" for program in programs]
 
     def start(self) -> None:
@@ -92,13 +94,13 @@ class Supervisor:
         for process in reversed(self._processes):
             if process.poll() is None:
                 process.terminate()
-        deadline_s = time.monotonic() + END_TIMEOUT_S
+        deadline_s = time.monotonic() + self._end_timeout_s
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(deadline_s - time.monotonic(), 0.0))
-        _kill_all(deadline_s)
-        for process in self._processes:
+            process.kill()
             process.wait()
+        _end_orphans()
         for path in shared:
             path.unlink(missing_ok=True)
 
@@ -149,14 +151,16 @@ def _descendants() -> list[int]:
     return [pid for pid in tree_of(os.getpid()) if pid != os.getpid()]
 
 
-def _kill_all(deadline_s: float) -> None:
-    """Let descendants end by themselves until the deadline, then kill them; reap those that became our children."""
+def _end_orphans() -> None:
+    """End what the programs left running; reap it, for it has become ours."""
+    deadline_s = time.monotonic() + ORPHANS_END_TIMEOUT_S
+    number = signal.SIGTERM
     while living := _reap(_descendants()):
-        if time.monotonic() > deadline_s:
-            for pid in living:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
         time.sleep(POLL_S / 5)
+        number = signal.SIGKILL if time.monotonic() > deadline_s else signal.SIGTERM
 
 
 def _reap(pids: Sequence[int]) -> list[int]:

