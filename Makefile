@@ -46,6 +46,7 @@ format: $(VENV)/dev.stamp ## Format the code and mend what the linter can.
 
 docs: $(VENV)/dev.stamp ## Write the pages of docs that are made from code.
 	$(BIN)/python docs/make_api_page.py
+	PYTHONPATH=benchmarks $(BIN)/python docs/make_goodput_table.py
 
 bench: $(VENV)/dev.stamp ## Run all benchmarks; results go to benchmarks/results/latest.
 	$(BIN)/python benchmarks/run_all.py $(ARGS)

@@ -56,3 +56,10 @@ def test_straight_lines_are_one_case() -> None:
     model = CostModel.linear(step_base_s=1.0, token_s=0.1, pair_s=0.01)
     assert model.step_s([(1, 9)]) == pytest.approx(1.0 + 0.1 + 0.1)
     assert model.pass_s(1_000) == pytest.approx(101.0)
+
+
+def test_a_number_of_answers_in_between_takes_the_mean_of_its_neighbours() -> None:
+    three, four = (MODEL.step_s([(1, 100)] * count) for count in (3, 4))
+    assert MODEL.answers_s(3.0, 100.0) == pytest.approx(three)
+    assert MODEL.answers_s(3.25, 100.0) == pytest.approx(0.75 * three + 0.25 * four)
+    assert MODEL.answers_s(0.0, 100.0) == 0

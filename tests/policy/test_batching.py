@@ -161,9 +161,14 @@ def test_a_worker_takes_on_as_many_answers_as_its_pace_allows() -> None:
     assert 2 < most < 64
     for count in range(64):
         assert has_room(count, 300.0, COSTS, TPOT_S) == (count + 1 <= most)
-        assert has_room(count + 0.5, 300.0, COSTS, TPOT_S) == (count + 2 <= most)
+    longest_s = steps_s[most - 1]
+    assert has_room(most - 0.5, 300.0, COSTS, (longest_s + steps_s[most]) / 2 + 1e-6), "half of the steps have one more"
+    assert not has_room(most - 0.5, 300.0, COSTS, (longest_s + steps_s[most]) / 2 - 1e-4)
 
 
-@pytest.mark.parametrize(("wait_s", "count"), [(0.0, 10 + 3), (0.5, 5 + 3), (1.0, 0 + 3), (9.0, 0 + 3)])
-def test_answers_end_while_a_prompt_is_read_and_others_begin(wait_s: float, count: float) -> None:
-    assert answers_when_read(10, 3, wait_s, answer_s=1.0) == pytest.approx(count)
+@pytest.mark.parametrize(
+    ("wait_s", "read_each_s", "count"),
+    [(0.0, 0.1, 10 + 3), (0.5, 0.1, 5 + 3), (1.0, 0.1, 0 + 3), (9.0, 0.1, 0 + 3), (1.0, 0.5, 0 + 2), (9.0, 4.0, 0.25)],
+)
+def test_answers_end_while_a_prompt_is_read_and_others_begin(wait_s: float, read_each_s: float, count: float) -> None:
+    assert answers_when_read(10, 3, wait_s, read_each_s, answer_s=1.0) == pytest.approx(count)

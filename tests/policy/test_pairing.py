@@ -93,6 +93,8 @@ def test_the_decode_worker_fills_up_before_a_prefill_worker_writes() -> None:
 def test_a_prefill_worker_that_is_busy_reading_writes_nothing_more() -> None:
     busy = replace(PREFILL, prefill_share=0.95)
     assert choose(busy, writing(DECODE, 14)).owner == "decode-0"
+    full = replace(writing(DECODE, 14), num_used_blocks=500)
+    assert choose(busy, full).owner == "decode-0", "it waits there"
 
 
 def test_a_longer_queue_elsewhere_makes_the_decode_worker_read_itself() -> None:

@@ -99,7 +99,7 @@ def test_its_load_is_that_of_both_roles() -> None:
 
 
 def test_a_tight_pace_keeps_prompts_out_of_the_steps_of_answers_until_they_are_urgent() -> None:
-    cluster = helping(slo_tpot_s=0.02, slo_ttft_s=4.0)  # a step takes 39 ms here: no chunk ever fits
+    cluster = helping(slo_tpot_s=0.02, slo_ttft_s=1.0)  # a step takes 39 ms here: no chunk ever fits
     cluster.submit(LONG[:40], 300, **HOME)
     cluster.deliver_all()
     cluster.step("prefill-0")
@@ -140,3 +140,27 @@ def test_an_answer_that_its_blocks_could_never_hold_is_refused_for_another_worke
     (end,) = endless.ends
     assert isinstance(end, Failed)
     assert end.kind is FailureKind.REFUSED
+
+
+def test_a_pace_that_one_answer_alone_misses_is_none() -> None:
+    cluster = helping(slo_tpot_s=0.02, slo_ttft_s=1000.0, num_blocks=80)
+    for number in range(8):
+        cluster.submit(LONG[number : number + 40], 60)
+    cluster.deliver_all()
+    assert len(cluster.workers["decode-0"].decode.roster.placed) == 8
+    cluster.run()
+    cluster.check_answers()
+
+
+def test_who_has_waited_for_long_waits_no_longer_for_the_pace_of_others() -> None:
+    cluster = helping(slo_tpot_s=0.06, slo_ttft_s=1.0, num_blocks=80)
+    for number in range(8):
+        cluster.submit(LONG[number : number + 40], 60)
+    cluster.deliver_all()
+    decode = cluster.workers["decode-0"].decode
+    assert len(decode.roster.placed) < 8
+    cluster.clock.sleep(4.1)
+    decode.admit()
+    assert len(decode.roster.placed) == 8
+    cluster.run()
+    cluster.check_answers()

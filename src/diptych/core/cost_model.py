@@ -9,6 +9,7 @@ See: DistServe (OSDI 2024, appendix A) for the parts; it has straight lines wher
 at sizes where lines hold.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -109,6 +110,12 @@ class CostModel:
         if num_rest:
             seconds += self.step_s([(num_rest, num_past + num_full * chunk_tokens)])
         return seconds
+
+    def answers_s(self, num_answers: float, mean_context_tokens: float) -> float:
+        """Return the mean duration of steps that continue `num_answers` on average: in between, some have one more."""
+        low = math.floor(num_answers)
+        seconds = [self.work_s(StepWork.of_answers(n, round(n * mean_context_tokens))) for n in (low, low + 1)]
+        return seconds[0] + (seconds[1] - seconds[0]) * (num_answers - low)
 
     def largest_chunk(self, beside: StepWork, num_past: int, limit_s: float, most_tokens: int) -> int:
         """Return how many tokens of a prompt, `num_past` of which are known, a step takes within `limit_s` at most.

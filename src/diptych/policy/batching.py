@@ -6,7 +6,6 @@ worker, the prompt's share shrinks so that a step stays short (Sarathi-Serve's s
 fixed number of tokens, or by what a cost model says fits in before the next token of any answer is due.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 
 from diptych.core.cost_model import CostModel, StepWork
@@ -46,7 +45,7 @@ def prefill_budget_tokens(num_decode_rows: int, chunk_tokens: int, decode_chunk_
 
 AIM = 0.95
 """Tokens are due after this share of the time that the SLO leaves them: steps take a little longer than predicted."""
-ANSWERS_SHARE = {Role.DECODE: 0.9, Role.MIXED: 0.75, Role.PREFILL: 0.5}
+ANSWERS_SHARE = {Role.DECODE: 0.95, Role.MIXED: 0.75, Role.PREFILL: 0.5}
 """How much of a token's time the answers of a worker may take: what is left is for prompts, and for mistakes."""
 LONGEST_STEP_TPOTS = 4.0
 """However far ahead of its time an answer is: it shall be written in a steady flow, not in bursts."""
@@ -85,12 +84,16 @@ def paced_budget_tokens(  # noqa: PLR0913
     return SMALLEST_CHUNK_TOKENS if is_urgent else 0
 
 
-def answers_when_read(num_answers: float, num_unread: float, wait_s: float, answer_s: float) -> float:
-    """Return how many answers a worker will be writing after `wait_s`.
+def answers_when_read(
+    num_answers: float, num_unread: float, wait_s: float, read_each_s: float, answer_s: float
+) -> float:
+    """Return how many answers a worker will be writing after `wait_s`, when a prompt has been read.
 
-    Those of now end one by one, each within `answer_s`; of the `num_unread`, all will have been read by then.
+    Those of now end one by one, each within `answer_s`. Of the `num_unread` before it, those are still being written
+    whose prompts were read less than an answer's time before, at one prompt in `read_each_s`.
     """
-    return num_answers * max(1.0 - wait_s / max(answer_s, 1e-9), 0.0) + num_unread
+    answer_s = max(answer_s, 1e-9)
+    return num_answers * max(1.0 - wait_s / answer_s, 0.0) + min(num_unread, answer_s / max(read_each_s, 1e-9))
 
 
 def has_room(num_answers: float, mean_context_tokens: float, costs: CostModel, limit_s: float) -> bool:
@@ -99,8 +102,7 @@ def has_room(num_answers: float, mean_context_tokens: float, costs: CostModel, l
     Answers beyond that wait before their prompts are read, where they have time until the first token is due, and not
     behind it, where all would be written too slowly.
     """
-    count = math.ceil(num_answers + 1)
-    return costs.work_s(StepWork.of_answers(count, round(count * mean_context_tokens))) <= limit_s
+    return costs.answers_s(num_answers + 1, mean_context_tokens) <= limit_s
 
 
 def choose_victim(arrival_order: Sequence[int]) -> int:

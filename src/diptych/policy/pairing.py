@@ -12,18 +12,19 @@ See: DistServe (OSDI 2024) for the phases' interference; Mooncake (FAST 2025, al
 TTFT; NVIDIA Dynamo, conditional disaggregation. There a role is fixed while a request is placed; here it is not.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from diptych.core.cost_model import CostModel, StepWork
+from diptych.core.cost_model import CostModel
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
 from diptych.policy.batching import ANSWERS_SHARE, answers_when_read
 
 TTFT_SHARE = 0.8
 """Of the time to the first token that the SLO allows: a prediction of more has no room for a mistake."""
+LATE_TTFTS = 0.5
+"""Of the time to the first token: a prefill worker that takes longer than this may be spared a prompt."""
 LEAST_FREE = 0.05
 """Of a reader's time: prompts go on, if slowly, however many answers run."""
 NUM_READERS = 2
@@ -67,9 +68,8 @@ class WorkerLoad:
 
     def step_s(self, num_answers: float) -> float:
         """Return how long a step takes that continues so many answers of this worker's mean length."""
-        count = max(math.ceil(num_answers), 0)
         mean_tokens = self.num_context_tokens / max(self.num_answers + self.num_unread, 1)
-        return self.cost_scale * self.costs.work_s(StepWork.of_answers(count, round(count * mean_tokens)))
+        return self.cost_scale * self.costs.answers_s(max(num_answers, 0.0), mean_tokens)
 
     def read_s(self, num_tokens: int, num_past: int) -> float:
         """Return how long a prompt takes with nothing else to do."""
@@ -106,25 +106,40 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
     owners = [load for load in accepting if load.num_blocks * block_size >= num_most_tokens]
     queues = sorted(accepting, key=lambda load: (_queue_s(load, slo, num_answer_tokens), _order(load)))
     readers = [load for load in queues if load.role is Role.PREFILL][:NUM_READERS]
-    candidates: list[tuple[tuple[bool, float, float, tuple[int, WorkerId], bool], Pair]] = []
+    candidates: list[tuple[tuple[bool, bool, float, float, tuple[int, WorkerId], bool], Pair]] = []
     for owner in owners:
         num_uncached = max(num_prompt_tokens - matched_tokens.get(owner.worker_id, 0), 1)
         num_new_blocks = -(-num_uncached // block_size)
         is_full = owner.num_used_blocks + num_new_blocks > owner.num_blocks
-        for reader in _readers_for(owner, readers, num_uncached, local_prefill_max_tokens):
+        is_helper = owner.role is Role.PREFILL
+        for reader in _readers_for(owner, readers, num_uncached, slo, num_answer_tokens, local_prefill_max_tokens):
             pair, excess, price_s = _judge(owner, reader, num_prompt_tokens, num_uncached, slo, num_answer_tokens)
-            key = (is_full, excess, price_s, _order(owner), reader is owner)
+            # A prefill worker helps out only where it has the time: the prompts of all others wait for what it writes.
+            key = (is_helper and excess > 1.0, is_full, excess, price_s, _order(owner), reader is owner)
             candidates.append((key, pair))
     return min(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
 
 
-def _readers_for(
-    owner: WorkerLoad, readers: Sequence[WorkerLoad], num_uncached: int, local_prefill_max_tokens: int
+def _readers_for(  # noqa: PLR0913, PLR0917
+    owner: WorkerLoad,
+    readers: Sequence[WorkerLoad],
+    num_uncached: int,
+    slo: Slo,
+    num_answer_tokens: float,
+    local_prefill_max_tokens: int,
 ) -> Iterator[WorkerLoad]:
-    """Yield who may read for a owner. Blocks that a prefill worker owns are read by itself."""
-    if owner.role is Role.DECODE and num_uncached > local_prefill_max_tokens:
-        yield from readers
-    yield owner
+    """Yield who may read for an owner. Blocks that a prefill worker owns are read by itself.
+
+    A decode worker that writes answers reads only what others would read too late: what it reads, it does not write.
+    """
+    if owner.role is not Role.DECODE or num_uncached <= local_prefill_max_tokens or not readers:
+        yield owner
+        return
+    yield from readers
+    is_idle = owner.num_answers + owner.num_unread == 0
+    soonest_s = min(_queue_s(one, slo, num_answer_tokens) + one.read_s(num_uncached, 0) for one in readers)
+    if is_idle or soonest_s > LATE_TTFTS * slo.ttft_s:
+        yield owner
 
 
 def _judge(  # noqa: PLR0913, PLR0917
@@ -157,8 +172,7 @@ def _answers_when_read(load: WorkerLoad, wait_s: float, read_each_s: float, num_
     Those of now end one by one; of the unread ones, those count whose prompts are read within an answer's time.
     """
     answer_s = num_answer_tokens * load.step_s(load.num_answers + 1)
-    num_read = min(load.num_unread, answer_s / max(read_each_s, 1e-9))
-    return answers_when_read(load.num_answers, num_read, wait_s, answer_s)
+    return answers_when_read(load.num_answers, load.num_unread, wait_s, read_each_s, answer_s)
 
 
 def _free_share(load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> float:

@@ -23,8 +23,9 @@ from diptych.policy.batching import (
 from diptych.worker.load import Speed
 from diptych.worker.sequence import Sequence, SequenceState
 
-URGENT_SHARE = 0.5
-"""A prompt that has waited for this share of its time to the first token goes on whatever it costs the answers."""
+URGENT_TTFTS = 2.0
+"""A prompt whose request has waited for so many times its time to the first token goes on, if slowly, whatever it costs
+the answers. Earlier would spoil the pace of several for the sake of one that is hardly to be saved."""
 PATIENCE_TTFTS = 4.0
 """A request that has waited for so many times its time to the first token waits no longer for the others' pace: there
 is too much to do for anyone's SLO, and larger batches get it done."""
@@ -75,7 +76,7 @@ class Pace:
             first.num_past,
             step_limit_s(dues_s, now_s, order.slo_tpot_s) / self._speed.cost_scale,
             order.chunk_tokens,
-            is_urgent=now_s - first.since_s > URGENT_SHARE * order.slo_ttft_s,
+            is_urgent=now_s - first.since_s > URGENT_TTFTS * order.slo_ttft_s,
         )
 
     def on_answer(self, num_tokens: int) -> None:
@@ -93,8 +94,12 @@ class Pace:
         num_tokens = len(newcomer.token_ids)
         mean_tokens = (num_tokens + sum(len(one.token_ids) for one in placed)) / (len(placed) + 1)
         # Who reads them, and beside what, is not known here; they are thought to be like the newcomer's.
-        wait_s = (num_unread + 1) * scale * self._costs.prefill_s(num_tokens, 0, order.chunk_tokens)
-        step = StepWork.of_answers(len(answers), sum(len(one.token_ids) for one in answers))
-        answer_s = self._mean_answer_tokens * self._speed.predict_s(step)
-        num_then = answers_when_read(len(answers), num_unread, wait_s, answer_s) + newcomer.num_places - 1
-        return has_room(num_then, mean_tokens, self._costs, ANSWERS_SHARE[order.role] * order.slo_tpot_s / scale)
+        read_each_s = scale * self._costs.prefill_s(num_tokens, 0, order.chunk_tokens)
+        wait_s = (num_unread + 1) * read_each_s
+        answer_s = self._mean_answer_tokens * scale * self._costs.answers_s(len(answers) + 1, mean_tokens)
+        num_then = answers_when_read(len(answers), num_unread, wait_s, read_each_s, answer_s)
+        num_then += newcomer.num_places - 1
+        limit_s = ANSWERS_SHARE[order.role] * order.slo_tpot_s / scale
+        # Where even one answer alone is too slow there is no pace to keep.
+        is_hopeless = not has_room(0, mean_tokens, self._costs, limit_s)
+        return is_hopeless or has_room(num_then, mean_tokens, self._costs, limit_s)

@@ -1,0 +1,24 @@
+"""Writes the README's table of goodput from the committed results of benchmarks/goodput.py.
+
+Run `make docs` after new results; a test compares the README with what this would write.
+"""
+
+from pathlib import Path
+
+from harness.goodput_table import goodput_table
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results" / "zen5-avx512" / "goodput"
+BEGIN, END = "<!-- goodput table: written by `make docs` -->\n", "<!-- end of the goodput table -->\n"
+
+
+def render() -> str:
+    """Return the README with the table in its place."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{goodput_table(RESULTS)}{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(render(), encoding="utf-8")
