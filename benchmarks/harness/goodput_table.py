@@ -139,15 +139,16 @@ def _ratio_cell(own: Mapping[int, float], other: Mapping[int, float]) -> str:
 def write_goodput_page(output: Path) -> Path:
     """Write README.md beside the results. Raises: BenchError."""
     found, results = read_goodputs(output)
-    tpots = ", ".join(f"{name} {tpot_s * 1e3:.0f} ms" for name, tpot_s in read_limits(output).items())
+    tpots = ", ".join(f"{name} {tpot_s * 1e3:.1f} ms" for name, tpot_s in read_limits(output).items())
     seeds = sorted({one.seed for one in found})
     host = results[0].host
     commits = sorted({result.versions["commit"] for result in results})
     text = f"""# Goodput
 
 Written by `python benchmarks/goodput.py`; do not edit. Requests a second of which 90 % meet both limits (refused and
-failed ones are misses). Limits of time per token: {tpots}; of time to the first token: the workloads' own (chat and
-multi-turn 1 s, mixed 4 s, summarise 8 s). Medians over seeds {", ".join(map(str, seeds))}.
+failed ones are misses). Limits of time per token: {tpots}.
+Of time to the first token: the workloads' own (chat and multi-turn 1 s, mixed 4 s, summarise 8 s). Medians over seeds:
+{", ".join(map(str, seeds))}.
 
 {host.cpu_model}, {host.num_cores} cores ({", ".join(host.vector_flags)}), Linux {host.kernel}; commit
 {", ".join(commits)}. The client runs on the same cores. Each folder holds a search: `result.json` with every run's

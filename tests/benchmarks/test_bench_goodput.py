@@ -57,8 +57,8 @@ def test_ratios_are_of_the_same_seeds(output: Path) -> None:
 
 def test_the_page_says_where_and_how(output: Path) -> None:
     text = write_goodput_page(output).read_text()
-    assert "tight 21 ms, loose 42 ms" in text
-    assert "seeds 0, 1, 2" in text
+    assert "tight 21.0 ms, loose 42.0 ms" in text
+    assert "seeds:\n0, 1, 2." in text
     assert goodput_table(output) in text
 
 
