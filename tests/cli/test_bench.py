@@ -73,12 +73,13 @@ def test_two_set_ups_are_compared(start_command: StartCommand, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_measured(start_command: StartCommand, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_by_signal_keeps_what_was_measured(start_command: StartCommand, tmp_path: Path, number: int) -> None:
     output = tmp_path / "out"
     flags = ["--duration-s", "2", "--start-rate", "5", "--precision", "0.01", "--no-report", "-o", str(output)]
     command = start_command("bench", "sweep", SERVER, *flags)
     eventually(lambda: command.stderr.count("requests/s:") >= 2, "two runs")
-    command.signal(signal.SIGINT)
+    command.signal(number)
     assert command.wait_for_exit() == 130
     result = load(output)
     assert not result.is_complete

@@ -1,5 +1,6 @@
 """`diptych bench`: load against any server that speaks OpenAI's API, and the goodput of several side by side."""
 
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -245,7 +246,8 @@ class _Job:
         self._recorder = Recorder(folder, result)
 
     def do(self, measure: Callable[[Bench], Coroutine[Any, Any, None]]) -> None:
-        """Measure, then report what there is, also after Ctrl-C."""
+        """Measure, then report what there is, also after Ctrl-C or SIGTERM: servers that were started are ended."""
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         console = Console(stderr=True)
         is_interrupted = False
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
