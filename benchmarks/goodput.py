@@ -9,6 +9,7 @@ measurement may be stopped and taken up. Peers must be installed: `python benchm
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +18,13 @@ from pathlib import Path
 from diptych.bench.measure import NEXT_STEP, Bench, Method
 from diptych.bench.record import RESULT, Recorder, TargetFacts, load, new_result
 from diptych.bench.search import SearchLimits
-from diptych.bench.slo import Slo
 from diptych.bench.statistics import median
 from diptych.bench.summary import RunSummary
 from diptych.bench.target import ApiOptions, Target
 from diptych.calibrate.bare_engine import BareEngine, Place, decode_shapes
 from diptych.core.config import ServeConfig
 from diptych.core.errors import DiptychError
+from diptych.core.slo import Slo
 from diptych.workload.named import WORKLOADS
 from harness.goodput_table import GOODPUT_DIR, LIMITS, limits_file, read_limits, save_limits, write_goodput_page
 
@@ -144,7 +145,7 @@ async def _search(cell: Cell, slos: Sequence[Slo], options: argparse.Namespace, 
     settings = {"seed": cell.seed, "duration_s": duration_s, "patience_s": PATIENCE_S, "precision": options.precision}
     folder = cell.folder(options.output)
     # Elsewhere until it is complete: what is there is not measured again.
-    part = folder.with_name(f".{folder.name}.{hash(title) & 0xFFFF:x}")
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")
     recorder = Recorder(part, new_result("benchmarks/goodput.py", settings, cell.workload, list(slos), [facts]))
     bench = Bench(method, recorder, Lines(title))
     async with target.serving(ApiOptions(), START_TIMEOUT_S) as api:
@@ -165,8 +166,6 @@ def _known_rate(cell: Cell, output: Path) -> float | None:
 
 def _quiet_step_s() -> float:
     """Measure the bare engine's step with one answer, on the core that a decode worker would have."""
-    import os  # noqa: PLC0415
-
     with BareEngine(ServeConfig(), Place([max(os.sched_getaffinity(0))])) as engine:
         return median(engine.time_steps(decode_shapes([CONTEXT], QUIET_STEPS)))
 

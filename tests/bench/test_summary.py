@@ -3,8 +3,8 @@
 import pytest
 from tests.bench.conftest import MakeSample
 
-from diptych.bench.slo import Slo
 from diptych.bench.summary import summarize
+from diptych.core.slo import Slo
 
 SLO = Slo(1.0, 0.05)
 

@@ -8,8 +8,8 @@ import pytest
 
 from diptych.bench.record import Recorder, Sweep, TargetFacts, new_result
 from diptych.bench.search import Goodput
-from diptych.bench.slo import Slo
 from diptych.core.errors import BenchError
+from diptych.core.slo import Slo
 from harness.goodput_table import goodput_table, ratio_table, read_limits, save_limits, write_goodput_page
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "goodput.py"

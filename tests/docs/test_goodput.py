@@ -9,9 +9,9 @@ import pytest
 import typer.main
 from typer.core import TyperGroup
 
-from diptych.bench.slo import Slo
 from diptych.bench.target import Target
 from diptych.cli import app
+from diptych.core.slo import Slo
 from diptych.workload.lengths import Lengths
 from diptych.workload.named import WORKLOADS, Part, Workload
 

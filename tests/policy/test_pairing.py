@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from diptych.core.cost_model import CostModel
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
-from diptych.policy.pairing import Pair, Slo, WorkerLoad, choose_pair
+from diptych.core.slo import Slo
+from diptych.policy.pairing import Pair, WorkerLoad, choose_pair
 
 COSTS = CostModel(((1, 0.006), (16, 0.013), (256, 0.100)), 2e-4, 2e-6, 2e-7)
 SLO = Slo(1.0, 0.02)

@@ -9,10 +9,10 @@ from diptych.bench.load import Api, LoadPlan, run_load
 from diptych.bench.record import Ratio, Recorder, Sweep
 from diptych.bench.sample import Sample
 from diptych.bench.search import Goodput, GoodputSearch, SearchLimits
-from diptych.bench.slo import REQUIRED_ATTAINMENT, Slo
 from diptych.bench.statistics import estimate_median
 from diptych.bench.summary import RunSummary, summarize
 from diptych.bench.target import ApiOptions, Target
+from diptych.core.slo import REQUIRED_ATTAINMENT, Slo
 from diptych.workload.named import SessionSource
 
 HOPELESS_MISSES = 3.0

@@ -15,10 +15,10 @@ import msgspec
 
 from diptych.bench.sample import Sample
 from diptych.bench.search import Goodput
-from diptych.bench.slo import Slo
 from diptych.bench.statistics import Estimate
 from diptych.bench.summary import RunSummary
 from diptych.core.errors import BenchError, ConfigError
+from diptych.core.slo import Slo
 from diptych.hardware.host import HostFacts, host_facts, software_versions
 
 RESULT, SAMPLES = "result.json", "samples.jsonl.gz"

@@ -9,7 +9,7 @@ from itertools import pairwise
 import msgspec
 import numpy as np
 
-from diptych.bench.slo import Slo
+from diptych.core.slo import Slo
 
 WORST_SHARE = 0.1
 """Of the gaps: their mean is what Mooncake (FAST 2025, section 8) limits as TBT."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from diptych.bench.slo import REQUIRED_ATTAINMENT, Slo
+from diptych.core.slo import REQUIRED_ATTAINMENT, Slo
 
 MOST_TRIES = 2
 """Of one rate."""

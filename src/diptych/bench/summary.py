@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from diptych.bench.sample import Sample
-from diptych.bench.slo import Slo
+from diptych.core.slo import Slo
 
 WARM_UP_SHARE = 0.1
 """Of a run's duration: requests that come in it find a server with nothing to do, and do not count."""

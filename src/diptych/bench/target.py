@@ -18,8 +18,8 @@ from typing import IO, Any
 from diptych.bench.completions import ApiRoute, ServerApi
 from diptych.bench.http_client import Address, HttpError, fetch
 from diptych.bench.sample import Sample
-from diptych.bench.slo import Slo
 from diptych.core.errors import BenchError, ConfigError
+from diptych.core.slo import Slo
 
 ANSWER_TIMEOUT_S = 20.0
 POLL_S = 0.2

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple, Self
 
 from diptych.core.clock import SystemClock
@@ -18,12 +17,11 @@ from diptych.core.config import ServeConfig
 from diptych.core.errors import BenchError, DiptychError
 from diptych.core.ids import BlockId
 from diptych.engine.base import Row, StepEngine, WarmUp
-from diptych.engine.modeled_engine import ModeledEngine
-from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE
+from diptych.engine.loading import load_engine
 from diptych.models import ModelFolder, resolve
 from diptych.policy.batching import plan_chunks
 from diptych.transfer.segment import Segment
-from diptych.worker.server import MODELED_VOCAB_SIZE, WARM_UP_BATCH_SIZES, WARM_UP_BLOCKS
+from diptych.worker.server import WARM_UP_BATCH_SIZES, WARM_UP_BLOCKS
 
 START_TIMEOUT_S = 120.0
 STEPS_TIMEOUT_S = 600.0
@@ -162,7 +160,15 @@ def _run(connection: "Connection[object, object]", order: _Order) -> None:
 def _serve(connection: "Connection[object, object]", order: _Order) -> None:
     os.sched_setaffinity(0, set(order.place.cores))  # the engine's threads inherit it, and the niceness
     os.nice(order.place.niceness)
-    engine = _load(order)
+    engine = load_engine(
+        order.config.engine,
+        model_dir=order.model.path,
+        eos_token_ids=order.model.eos_token_ids,
+        num_threads=len(order.place.cores),
+        kv_dtype=order.config.kv_dtype,
+        modeled_time_scale=order.config.modeled_time_scale,
+        clock=SystemClock(),
+    )
     block_bytes = engine.layout.block_bytes
     num_blocks = order.config.kv_bytes // block_bytes
     segment, descriptor = Segment.create(num_blocks * block_bytes)
@@ -176,16 +182,6 @@ def _serve(connection: "Connection[object, object]", order: _Order) -> None:
         steps = connection.recv()
         assert isinstance(steps, list)
         connection.send(_time(engine, steps, num_blocks))
-
-
-def _load(order: _Order) -> StepEngine:
-    config = order.config
-    if config.engine == "modeled":
-        cost_model = SMOLLM2_135M_ONE_AVX2_CORE.scaled(config.modeled_time_scale)
-        return ModeledEngine(cost_model, SystemClock(), MODELED_VOCAB_SIZE, order.model.eos_token_ids)
-    from diptych.engine.openvino_engine import OpenVinoEngine  # noqa: PLC0415  a second, which the parent saves
-
-    return OpenVinoEngine(Path(order.model.path), order.model.eos_token_ids, len(order.place.cores), config.kv_dtype)
 
 
 def _time(engine: StepEngine, steps: Sequence[StepShape], num_blocks: int) -> list[float] | _Failure:

@@ -32,12 +32,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCosts:
-    """A fit and the steps behind it."""
+    """A fit, and which engine it is of."""
 
     engine: str
     worker: WorkerCosts
-    fitted: list[TimedStep]
-    held_back: list[TimedStep]
 
 
 def measure_costs(
@@ -65,7 +63,7 @@ def measure_costs(
     costs = fit_cost_model(fitted, KNOTS)
     errors = [abs(error) for error in relative_errors(costs, checked)]
     error = FitError(float(np.mean(errors)), max(errors), len(errors))
-    return MeasuredCosts(facts.name, WorkerCosts(num_cores=len(cores), costs=costs, error=error), fitted, checked)
+    return MeasuredCosts(facts.name, WorkerCosts(num_cores=len(cores), costs=costs, error=error))
 
 
 def _time_in_rounds(

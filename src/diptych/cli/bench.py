@@ -21,10 +21,10 @@ from diptych.bench.report.figures import draw, require_matplotlib
 from diptych.bench.report.page import write_page
 from diptych.bench.report.words import RUN_HEADINGS, goodput_rows, run_rows, slo_text, verdicts, warnings
 from diptych.bench.search import SearchLimits
-from diptych.bench.slo import Slo
 from diptych.bench.summary import RunSummary
 from diptych.bench.target import ApiOptions, Target
 from diptych.core.errors import ConfigError
+from diptych.core.slo import Slo
 from diptych.workload.named import WORKLOADS, SessionSource
 from diptych.workload.trace import Trace, read_rows
 

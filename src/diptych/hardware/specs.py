@@ -6,6 +6,12 @@ SMOLLM2_135M_ONE_AVX2_CORE = CostModel.linear(step_base_s=0.0352, token_s=0.0035
 """SmolLM2-135M (4-bit weights, f32 KV) on one core of an AMD EPYC 7003, in straight lines (relative error 13 % in the
 median): the time that the modeled engine takes."""
 
+
+def modeled_costs(time_scale: float) -> CostModel:
+    """Return the time that the modeled engine takes, in multiples of the real one's on that core."""
+    return SMOLLM2_135M_ONE_AVX2_CORE.scaled(time_scale)
+
+
 SMOLLM2_135M_ONE_AVX512_CORE = CostModel(
     knots=(
         (1, 0.0067),

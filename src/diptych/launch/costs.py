@@ -9,7 +9,7 @@ from diptych.core.errors import ConfigError
 from diptych.core.ids import WorkerId
 from diptych.hardware.host import host_facts
 from diptych.hardware.profile import Profile, profile_path, read_profile
-from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE, SMOLLM2_135M_ONE_AVX512_CORE
+from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX512_CORE, modeled_costs
 from diptych.models import ModelFolder, default_cache_dir
 
 FURTHER_CORE_GAIN = 0.6
@@ -30,7 +30,7 @@ def find_costs(config: ServeConfig, model: ModelFolder, engine: str, cores: Mapp
     Raises: ConfigError if a profile was asked for that cannot be read or is of something else.
     """
     if config.engine == "modeled":
-        known = SMOLLM2_135M_ONE_AVX2_CORE.scaled(config.modeled_time_scale)
+        known = modeled_costs(config.modeled_time_scale)
         return Costs(dict.fromkeys(cores, known), "the modeled engine's own model")
     profile, complaint = _find_profile(config, model, engine)
     if profile is None:

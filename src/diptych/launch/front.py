@@ -46,7 +46,6 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
             max_outstanding_requests=order.max_outstanding_requests,
             local_prefill_max_tokens=order.local_prefill_max_tokens,
             is_adaptive=order.is_adaptive,
-            max_model_len=order.max_model_len,
             slo_ttft_s=order.slo_ttft_s,
             slo_tpot_s=order.slo_tpot_s,
         ),

@@ -52,7 +52,7 @@ LONGEST_STEP_TPOTS = 4.0
 LOST_TPOTS = 8.0
 """An answer that is so far behind will not catch up; nobody else is held back for it."""
 SMALLEST_CHUNK_TOKENS = 16
-"""Fewer tokens of a prompt are not worth the price of a longer step, unless they are its last."""
+"""Room for fewer tokens of a prompt is not worth the price of a longer step."""
 
 
 def next_due_s(first_token_s: float, num_tokens: int, tpot_s: float) -> float:

@@ -4,7 +4,7 @@ Where workers may do either phase, roles are preferences, and two questions beco
 which one keeps to the SLO at the least price? The price is the time of cores that the request takes, plus the client's
 wait for the first token. So a decode worker fills up first (one more row costs little there, and the first row of an
 empty worker a whole pass through the weights), prefill workers take over answers when it is full, and the decode
-worker reads prompts itself when that is sooner than their queues.
+worker reads prompts itself when it has nothing to write or their queues are long.
 
 Invariants: a worker that is not accepting is never chosen; the order of the snapshots does not matter.
 
@@ -19,6 +19,7 @@ from typing import NamedTuple
 from diptych.core.cost_model import CostModel
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
+from diptych.core.slo import Slo
 from diptych.policy.batching import ANSWERS_SHARE, answers_when_read
 
 TTFT_SHARE = 0.8
@@ -31,13 +32,6 @@ NUM_READERS = 2
 """How many of the workers with the shortest queues are looked at for each owner, besides the owner itself."""
 CHUNK_TOKENS = 256
 """In which prompts are thought to be read: predictions hardly depend on it."""
-
-
-class Slo(NamedTuple):
-    """What a request shall keep to, in seconds."""
-
-    ttft_s: float
-    tpot_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,58 +98,73 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
     """
     accepting = [load for load in loads if load.is_accepting]
     owners = [load for load in accepting if load.num_blocks * block_size >= num_most_tokens]
-    queues = sorted(accepting, key=lambda load: (_queue_s(load, slo, num_answer_tokens), _order(load)))
-    readers = [load for load in queues if load.role is Role.PREFILL][:NUM_READERS]
+    as_reader = {load.worker_id: _Reader.of(load, slo, num_answer_tokens) for load in accepting}
+    queues = sorted(as_reader.values(), key=lambda one: (one.queue_s, _order(one.load)))
+    readers = [one for one in queues if one.load.role is Role.PREFILL][:NUM_READERS]
     candidates: list[tuple[tuple[bool, bool, float, float, tuple[int, WorkerId], bool], Pair]] = []
     for owner in owners:
         num_uncached = max(num_prompt_tokens - matched_tokens.get(owner.worker_id, 0), 1)
         num_new_blocks = -(-num_uncached // block_size)
         is_full = owner.num_used_blocks + num_new_blocks > owner.num_blocks
         is_helper = owner.role is Role.PREFILL
-        for reader in _readers_for(owner, readers, num_uncached, slo, num_answer_tokens, local_prefill_max_tokens):
+        own = as_reader[owner.worker_id]
+        for reader in _readers_for(own, readers, num_uncached, slo.ttft_s, local_prefill_max_tokens):
             pair, excess, price_s = _judge(owner, reader, num_prompt_tokens, num_uncached, slo, num_answer_tokens)
             # A prefill worker helps out only where it has the time: the prompts of all others wait for what it writes.
-            key = (is_helper and excess > 1.0, is_full, excess, price_s, _order(owner), reader is owner)
+            key = (is_helper and excess > 1.0, is_full, excess, price_s, _order(owner), reader is own)
             candidates.append((key, pair))
     return min(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
 
 
-def _readers_for(  # noqa: PLR0913, PLR0917
-    owner: WorkerLoad,
-    readers: Sequence[WorkerLoad],
+class _Reader(NamedTuple):
+    """A worker as one that may read a prompt."""
+
+    load: WorkerLoad
+    free_share: float
+    """Of its time, left for prompts by answers that are written at the SLO's pace."""
+    queue_s: float
+    """How long the prompts take that it has to read already."""
+
+    @classmethod
+    def of(cls, load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> "_Reader":
+        free = _free_share(load, slo, num_answer_tokens)
+        return cls(load, free, load.read_s(load.num_queued_tokens, 0) / free if load.num_queued_tokens else 0.0)
+
+
+def _readers_for(
+    own: _Reader,
+    readers: Sequence[_Reader],
     num_uncached: int,
-    slo: Slo,
-    num_answer_tokens: float,
+    slo_ttft_s: float,
     local_prefill_max_tokens: int,
-) -> Iterator[WorkerLoad]:
-    """Yield who may read for an owner. Blocks that a prefill worker owns are read by itself.
+) -> Iterator[_Reader]:
+    """Yield who may read for an owner, itself being `own`. Blocks that a prefill worker owns are read by itself.
 
     A decode worker that writes answers reads only what others would read too late: what it reads, it does not write.
     """
+    owner = own.load
     if owner.role is not Role.DECODE or num_uncached <= local_prefill_max_tokens or not readers:
-        yield owner
+        yield own
         return
     yield from readers
     is_idle = owner.num_answers + owner.num_unread == 0
-    soonest_s = min(_queue_s(one, slo, num_answer_tokens) + one.read_s(num_uncached, 0) for one in readers)
-    if is_idle or soonest_s > LATE_TTFTS * slo.ttft_s:
-        yield owner
+    soonest_s = min(one.queue_s + one.load.read_s(num_uncached, 0) for one in readers)
+    if is_idle or soonest_s > LATE_TTFTS * slo_ttft_s:
+        yield own
 
 
 def _judge(  # noqa: PLR0913, PLR0917
     owner: WorkerLoad,
-    reader: WorkerLoad,
+    reader: _Reader,
     num_prompt_tokens: int,
     num_uncached: int,
     slo: Slo,
     num_answer_tokens: float,
 ) -> tuple[Pair, float, float]:
     """Return the pair, by how much it misses the SLO (1: not at all), and its price in seconds."""
-    own_s = reader.read_s(num_uncached, num_prompt_tokens - num_uncached)
-    free = _free_share(reader, slo, num_answer_tokens)
-    queue_s = _queue_s(reader, slo, num_answer_tokens)
-    ttft_s = queue_s + own_s / free
-    num_answers = _answers_when_read(owner, ttft_s, ttft_s / (reader.num_queued_prompts + 1), num_answer_tokens)
+    own_s = reader.load.read_s(num_uncached, num_prompt_tokens - num_uncached)
+    ttft_s = reader.queue_s + own_s / reader.free_share
+    num_answers = _answers_when_read(owner, ttft_s, ttft_s / (reader.load.num_queued_prompts + 1), num_answer_tokens)
     before_s, step_s = owner.step_s(num_answers), owner.step_s(num_answers + 1)
     # Prompts are a prefill worker's first duty; a decode worker reads them only in time that its answers leave.
     left = 1.0 - owner.prefill_share if owner.role is Role.PREFILL else 1.0
@@ -163,7 +172,7 @@ def _judge(  # noqa: PLR0913, PLR0917
     tpot_ratio = step_s / (slo.tpot_s * share)
     excess = max(tpot_ratio, ttft_s / (slo.ttft_s * TTFT_SHARE), 1.0)
     price_s = own_s + num_answer_tokens * (step_s - before_s) + ttft_s
-    return Pair(owner.worker_id, reader.worker_id, ttft_s, step_s), excess, price_s
+    return Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s), excess, price_s
 
 
 def _answers_when_read(load: WorkerLoad, wait_s: float, read_each_s: float, num_answer_tokens: float) -> float:
@@ -182,13 +191,6 @@ def _free_share(load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> float:
     read_each_s = load.read_s(max(load.num_queued_tokens // max(load.num_queued_prompts, 1), 1), 0)
     num_answers = _answers_when_read(load, 0.0, read_each_s, num_answer_tokens)
     return max(1.0 - load.step_s(num_answers) / slo.tpot_s, LEAST_FREE)
-
-
-def _queue_s(load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> float:
-    """Return how long the prompts take that a worker has to read already."""
-    if load.num_queued_tokens == 0:
-        return 0.0
-    return load.read_s(load.num_queued_tokens, 0) / _free_share(load, slo, num_answer_tokens)
 
 
 def _order(load: WorkerLoad) -> tuple[int, WorkerId]:

@@ -46,14 +46,21 @@ log = logging.getLogger(__name__)
 class Follower:
     """All requests in flight. Owned by the event loop's thread; no method waits."""
 
-    def __init__(
-        self, placer: Placer, outbox: LetterBox, clock: Clock, settings: RouterSettings, block_size: int
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
+        self,
+        placer: Placer,
+        outbox: LetterBox,
+        clock: Clock,
+        settings: RouterSettings,
+        block_size: int,
+        max_model_len: int,
     ) -> None:
         self._placer = placer
         self._outbox = outbox
         self._clock = clock
         self._settings = settings
         self._block_size = block_size
+        self._max_model_len = max_model_len
         self._in_flight: dict[RequestId, InFlight] = {}
         self.history = History()
 
@@ -226,7 +233,7 @@ class Follower:
             raise RequestTimeoutError("the deadline passed before a worker took the request")
         num_prompt_tokens, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
         num_answer_tokens = min(self.history.mean_output_tokens, max_tokens) * request.num_choices
-        num_most_tokens = min(num_prompt_tokens + max_tokens, self._settings.max_model_len)
+        num_most_tokens = min(num_prompt_tokens + max_tokens, self._max_model_len)
         placement = self._placer.try_place(num_prompt_tokens, hashes, excluded, num_answer_tokens, num_most_tokens)
         if placement is None:
             raise UnavailableError(NO_WORKER)

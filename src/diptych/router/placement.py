@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from diptych.core.ids import BlockHash, RequestId, WorkerId
 from diptych.core.messages import PeerAddress
-from diptych.policy.pairing import Slo, choose_pair
+from diptych.core.slo import Slo
+from diptych.policy.pairing import choose_pair
 from diptych.policy.routing import choose_decode_worker, choose_prefill_path
 from diptych.router.prefix_index import PrefixIndex
 from diptych.router.registry import WorkerLife, WorkerRegistry

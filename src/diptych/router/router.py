@@ -77,7 +77,7 @@ class Router:
         self._registry = WorkerRegistry(expected_workers, clock, settings.heartbeat_timeout_s, costs or {})
         self._prefixes = PrefixIndex()
         placer = Placer(self._registry, self._prefixes, hasher.block_size, settings)
-        self._follower = Follower(placer, outbox, clock, settings, hasher.block_size)
+        self._follower = Follower(placer, outbox, clock, settings, hasher.block_size, max_model_len)
         self._was_ready = False
         self._is_draining = False
 

@@ -16,8 +16,6 @@ class RouterSettings:
     slo_ttft_s: float = 1.0
     slo_tpot_s: float = 0.05
     """What predictions are held against, where `is_adaptive`."""
-    max_model_len: int = 2**31
-    """Most tokens of a prompt and its answer together."""
     heartbeat_timeout_s: float = 10.0
     """A worker that is silent for longer gets no new work. Generous: a busy worker's heartbeats may be late."""
     max_attempts: int = 3

@@ -28,8 +28,7 @@ from diptych.core.messages import (
     WorkerStatus,
 )
 from diptych.engine.base import StepEngine, WarmUp
-from diptych.engine.modeled_engine import ModeledEngine
-from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE
+from diptych.engine.loading import load_engine
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.kv.prefix_cache import PrefixCache
@@ -52,7 +51,6 @@ from diptych.worker.step_thread import StepThread
 LEASE_TIMEOUT_S = 120.0
 WARM_UP_BLOCKS = 10
 WARM_UP_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
-MODELED_VOCAB_SIZE = 49152
 log = logging.getLogger(__name__)
 
 
@@ -208,17 +206,6 @@ def private_memory_bytes() -> int:
     return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _load_engine(order: WorkerOrder, clock: Clock) -> StepEngine:
-    eos_token_ids = frozenset(order.model.eos_token_ids)
-    if order.engine == "modeled":
-        cost_model = SMOLLM2_135M_ONE_AVX2_CORE.scaled(order.modeled_time_scale)
-        return ModeledEngine(cost_model, clock, MODELED_VOCAB_SIZE, eos_token_ids)
-    # Here, so that a worker without it starts without the second that its import takes.
-    from diptych.engine.openvino_engine import OpenVinoEngine  # noqa: PLC0415
-
-    return OpenVinoEngine(Path(order.model.path), eos_token_ids, len(order.cores), order.kv_dtype)
-
-
 def _start(control: ControlChannel[FromLauncher]) -> Worker:
     order = control.receive(LEASE_TIMEOUT_S)
     if not isinstance(order, WorkerOrder):
@@ -226,7 +213,15 @@ def _start(control: ControlChannel[FromLauncher]) -> Worker:
     os.sched_setaffinity(0, set(order.cores))  # the engine's threads inherit it, and the niceness
     os.nice(order.niceness)
     clock = SystemClock()
-    engine = _load_engine(order, clock)
+    engine = load_engine(
+        order.engine,
+        model_dir=Path(order.model.path),
+        eos_token_ids=frozenset(order.model.eos_token_ids),
+        num_threads=len(order.cores),
+        kv_dtype=order.kv_dtype,
+        modeled_time_scale=order.modeled_time_scale,
+        clock=clock,
+    )
     layout = engine.layout
     control.send(
         LayoutReport(

@@ -8,9 +8,9 @@ import numpy as np
 
 from diptych.bench.record import Result, Run, load_samples
 from diptych.bench.sample import Sample
-from diptych.bench.slo import REQUIRED_ATTAINMENT, Slo
 from diptych.bench.summary import attainment, counted
 from diptych.core.errors import ConfigError
+from diptych.core.slo import REQUIRED_ATTAINMENT, Slo
 
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 PANEL_INCHES = (5.2, 3.6)

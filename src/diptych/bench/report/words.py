@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from diptych.bench.record import Result
 from diptych.bench.search import Goodput
-from diptych.bench.slo import REQUIRED_ATTAINMENT, Slo
 from diptych.bench.statistics import estimate_median
 from diptych.bench.summary import Distribution, RunSummary
+from diptych.core.slo import REQUIRED_ATTAINMENT, Slo
 
 RUN_HEADINGS = (
     "server",

@@ -2,8 +2,8 @@
 
 import pytest
 
-from diptych.bench.slo import Slo
 from diptych.core.errors import ConfigError
+from diptych.core.slo import Slo
 
 
 @pytest.mark.parametrize(
