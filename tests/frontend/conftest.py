@@ -13,7 +13,7 @@ import openai
 import pytest
 import uvloop
 
-from diptych.core.errors import RequestError
+from diptych.core.errors import NotFoundError, RequestError, UnavailableError
 from diptych.core.events import FinishReason, Lifecycle, RequestRecord
 from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import HealthState, PeerAddress, Role, WorkerState, WorkerStatus
@@ -74,6 +74,8 @@ class FakeService:
     refusal: RequestError | None = None
     health: HealthState = "ready"
     requests: list[Request] = field(default_factory=list)
+    orders: list[tuple[str, float, bool]] = field(default_factory=list)
+    """To drain workers."""
     entered: "queue.Queue[Request]" = field(default_factory=queue.Queue)
     left: "queue.Queue[Left]" = field(default_factory=queue.Queue)
 
@@ -98,6 +100,15 @@ class FakeService:
                 yield FakeAnswer(answer, stopped)
         finally:
             self.left.put(Left(request.request_id, was_complete, frozenset(stopped)))
+
+    def drain_worker(self, worker_id: WorkerId, timeout_s: float, *, will_return: bool) -> PeerAddress:
+        self.orders.append((worker_id, timeout_s, will_return))
+        if worker_id != "mixed-0":
+            raise NotFoundError(f"there is no worker {worker_id}")
+        return PeerAddress(worker_id, "ipc:///nowhere", 1)
+
+    def revive_worker(self, worker_id: WorkerId) -> None:
+        raise UnavailableError(f"{worker_id} is ready; only one that is down can be started")
 
     def status(self) -> ClusterStatus:
         worker = WorkerInfo(

@@ -11,7 +11,7 @@ from diptych.kv.header import BlockCommit, SegmentHeader, header_bytes, request_
 
 NUM_BLOCKS = 70
 BLOCK = BlockId(3)
-KEY = request_key(RequestId("r1"), 0)
+KEY = request_key(RequestId("r1"), 0.0, 0)
 
 
 def fresh() -> tuple[bytearray, SegmentHeader]:
@@ -30,7 +30,7 @@ def test_what_was_committed_can_be_read() -> None:
     header.reserve(blocks, 2**63)
     commits = [
         BlockCommit(blocks[0], BlockHash(bytes(range(16))), KEY, 2**32 - 1, 2**16 - 1, 2**63, 2**16 - 1),
-        BlockCommit(blocks[1], None, request_key(RequestId("r2"), 4), 0, 1, 2**63, 0),
+        BlockCommit(blocks[1], None, request_key(RequestId("r2"), 0.0, 4), 0, 1, 2**63, 0),
         BlockCommit(blocks[2], BlockHash(b"\xff" * 15 + b"\0"), KEY, 1, 32, 2**63, 9),
     ]
     header.commit(commits)
@@ -148,7 +148,12 @@ def test_bytes_may_arrive_in_any_order(arrived: set[int]) -> None:
     assert header.committed([BLOCK])[0] in (record(2), record(3))
 
 
-def test_request_keys_name_the_attempt() -> None:
-    keys = {request_key(RequestId(name), attempt) for name in ("r1", "1 r1", "r11") for attempt in (0, 1, 11)}
-    assert len(keys) == 9
+def test_request_keys_name_the_attempt_and_tell_requests_of_the_same_id_apart() -> None:
+    keys = {
+        request_key(RequestId(name), arrived_s, attempt)
+        for name in ("r1", "1 r1", "r11")
+        for attempt in (0, 1, 11)
+        for arrived_s in (1.0, 1.0000001)
+    }
+    assert len(keys) == 18
     assert all(len(key) == 16 for key in keys)

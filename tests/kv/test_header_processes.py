@@ -28,7 +28,7 @@ owned = header.owned_blocks(WorkerId("decode-0"))
 
 COMMIT_ONCE = """
 header.reserve(owned[:2], 7)
-header.commit([BlockCommit(owned[1], BlockHash(b"h" * 16), request_key(RequestId("r"), 2), 1, 32, 7, 3)])
+header.commit([BlockCommit(owned[1], BlockHash(b"h" * 16), request_key(RequestId("r"), 0.0, 2), 1, 32, 7, 3)])
 """
 
 COMMIT_FOR_EVER = """
@@ -61,7 +61,7 @@ def test_another_process_sees_leases_and_its_commits_are_seen(tmp_path: Path) ->
         header.lease_extent(1, WorkerId("decode-0"), 0)
         with start(COMMIT_ONCE, tmp_path / "segment") as writer:
             assert writer.wait(DEADLINE_S) == 0
-        expected = BlockCommit(BlockId(65), BlockHash(b"h" * 16), request_key(RequestId("r"), 2), 1, 32, 7, 3)
+        expected = BlockCommit(BlockId(65), BlockHash(b"h" * 16), request_key(RequestId("r"), 0.0, 2), 1, 32, 7, 3)
         assert header.committed([BlockId(64), BlockId(65)]) == [None, expected]
         assert header.epochs_of([BlockId(63), BlockId(64), BlockId(65), BlockId(66)]).tolist() == [0, 7, 7, 0]
 

@@ -143,7 +143,7 @@ def test_commits_read_back_through_reservations_and_torn_writes(steps: list[Step
             epochs |= dict.fromkeys(blocks, number)
             expected |= dict.fromkeys(blocks)
             continue
-        key = request_key(RequestId("r"), number)
+        key = request_key(RequestId("r"), 0.0, number)
         commits = {block_id: BlockCommit(block_id, None, key, number, number, epochs[block_id]) for block_id in blocks}
         before = bytes(memory)
         header.commit(list(commits.values()))

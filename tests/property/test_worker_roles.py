@@ -83,13 +83,15 @@ class RoleLife(RuleBasedStateMachine):
     @precondition(lambda self: len(self.cluster.heard) < MAX_REQUESTS)
     @rule(requests=st.lists(REQUESTS, min_size=1, max_size=4), pick=PICKS)
     def submit(self, requests: list[dict[str, Any]], pick: int) -> None:
+        writers = [name for name in self.writers if name in self.cluster.workers]
+        readers = [name for name in self.readers if name in self.cluster.workers]
         for number, request in enumerate(requests, start=pick):
-            to = self.writers[number % len(self.writers)]
+            to = writers[number % len(writers)]
             choices = min(request["num_choices"], self.cluster.settings.max_num_seqs)
             sampling = request | request["extra"] | {"num_choices": choices}
             del sampling["extra"]
-            is_local = not to.startswith("decode") or not self.readers or number % 5 == 0
-            reader = None if is_local else self.readers[number % len(self.readers)]
+            is_local = not to.startswith("decode") or not readers or number % 5 == 0
+            reader = None if is_local else readers[number % len(readers)]
             heard = self.cluster.submit(**sampling, to=to, prefill=reader, seed=number)
             self.homes[heard.request.request_id] = to
 
@@ -141,19 +143,32 @@ class RoleLife(RuleBasedStateMachine):
     def wait(self, duration_s: float) -> None:
         self.cluster.clock.sleep(duration_s)
 
-    @precondition(lambda self: any(name in self.cluster.workers for name in self.readers))
     @rule(pick=PICKS, num_letters_sent=st.integers(0, 3), has_written=st.booleans())
-    def kill_a_prefill_worker(self, pick: int, num_letters_sent: int, has_written: bool) -> None:
-        alive = [name for name in self.readers if name in self.cluster.workers]
+    def kill(self, pick: int, num_letters_sent: int, has_written: bool) -> None:
+        """Kill any worker; another, or its own successor, goes on with its requests."""
+        alive = list(self.cluster.workers)
         victim = alive[pick % len(alive)]
-        if victim in self.homes.values():
-            return  # what becomes of its own answers is the router's affair
         self.cluster.kill(victim, num_letters_sent, has_written=has_written)
-        self.writers = [name for name in self.writers if name != victim]
+        heirs = [name for name in self.writers if name in self.cluster.workers]
+        if not heirs or pick % 3:
+            self.cluster.revive(victim)
+            heirs = [victim] if victim in self.writers and (pick % 2 or not heirs) else heirs
+        for number, heard in enumerate(self.cluster.heard.values(), start=pick):
+            if self.homes[heard.request.request_id] == victim:
+                self.cluster.bury(heard)
+                if any(choice.end is None for choice in heard.choices):
+                    self.migrate(heard, victim, heirs[number % len(heirs)], number)
+
+    def migrate(self, heard: Heard, dead: str, to: str, pick: int) -> None:
+        readers = [name for name in self.readers if name in self.cluster.workers and to.startswith("decode")]
+        self.cluster.migrate(heard, dead, to, readers[pick % len(readers)] if readers and pick % 4 else None)
+        self.homes[heard.request.request_id] = to
 
     @invariant()
     def blocks_and_records_agree(self) -> None:
         for name in getattr(self, "writers", []):
+            if name not in self.cluster.workers:
+                continue
             decode = self.cluster.workers[name].decode
             decode.blocks.cache.check_invariants()
             for sequence in decode.roster.placed:

@@ -32,6 +32,7 @@ from diptych.core.messages import (
 )
 from diptych.core.request import Request, SamplingParams
 from diptych.core.service import AnswerPart
+from diptych.router.ports import Staff
 from diptych.router.router import Router
 from diptych.router.settings import RouterSettings
 
@@ -83,7 +84,9 @@ class SilentInbox:
 class Cluster:
     """The router under test, its clock, and words to put into its workers' mouths."""
 
-    def __init__(self, expected: Mapping[str, Role] | None = None, **settings: float) -> None:
+    def __init__(
+        self, expected: Mapping[str, Role] | None = None, staff: Staff | None = None, **settings: float
+    ) -> None:
         self.clock = VirtualClock(1000.0)
         self.inbox, self.outbox = SilentInbox(), ListOutbox()
         self.router = Router(
@@ -95,6 +98,7 @@ class Cluster:
             clock=self.clock,
             settings=RouterSettings(**{"local_prefill_max_tokens": 4, **settings}),  # type: ignore[arg-type]
             expected_workers={WorkerId(name): role for name, role in (expected or {}).items()},
+            staff=staff,
         )
 
     def request(
@@ -133,8 +137,18 @@ class Cluster:
             )
         )
 
-    def exited(self, worker: str, incarnation: int = 1) -> None:
-        self.router.on_message(WorkerExited(worker_id=WorkerId(worker), incarnation=incarnation, exit_status=-9))
+    def exited(
+        self, worker: str, incarnation: int = 1, *, exit_status: int = -9, will_return: bool = False, outlook: str = ""
+    ) -> None:
+        self.router.on_message(
+            WorkerExited(
+                worker_id=WorkerId(worker),
+                incarnation=incarnation,
+                exit_status=exit_status,
+                will_return=will_return,
+                outlook=outlook,
+            )
+        )
 
     def tokens(
         self, worker: str, *events: tuple[str, int], attempt: int = 0, incarnation: int = 1, choice: int = 0
@@ -208,6 +222,10 @@ class Cluster:
         """Move time, and let the router see it."""
         self.clock.sleep(duration_s)
         self.router.sweep()
+
+    def last_submit(self) -> Submit:
+        """Return what was submitted last."""
+        return next(message for _, message in reversed(self.outbox.sent) if isinstance(message, Submit))
 
     def submits(self) -> list[tuple[str, int, str | None]]:
         """Return (decode worker, attempt, prefill worker) of all that was submitted."""

@@ -90,14 +90,19 @@ def test_an_error_comes_after_the_tokens_and_stays() -> None:
     asyncio.run(scenario())
 
 
-def test_a_restart_forgets_what_came_out_of_order() -> None:
-    answer = Answer(max_tokens=5)
-    answer.put_token(token(1, 11))
+def test_a_restart_forgets_what_came_out_of_order_and_goes_on_behind_the_rest() -> None:
+    answer = Answer(max_tokens=5, num_choices=2)
+    for index, token_id in ((0, 20), (2, 22)):
+        answer.put_token(token(index, token_id))
+    end(answer, 3)
+    end(answer, 0, choice=1)
+    assert answer.open_answers() == {0: [20]}
     answer.restart()
-    answer.put_token(token(0, 20))
-    assert answer.num_in_order == 1
-    with pytest.raises(AssertionError):
-        answer.restart()
+    answer.put_token(token(1, 21))
+    assert answer.open_answers() == {0: [20, 21]}
+    assert not answer.is_settled
+    end(answer, 2)
+    assert answer.is_settled
 
 
 def test_a_slow_reader_gets_all_there_is_in_one_part() -> None:

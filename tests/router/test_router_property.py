@@ -83,7 +83,7 @@ class RandomLife:
                 self.left.add(name)
                 self.clients[name].cancel()
             case "kill":
-                self.cluster.exited(worker, self.incarnations[worker])
+                self.cluster.exited(worker, self.incarnations[worker], will_return=pick % 2 == 0, exit_status=pick % 3)
             case "revive":
                 self.incarnations[worker] += 1
                 self.cluster.heartbeat(worker, self.incarnations[worker])
@@ -118,12 +118,15 @@ class RandomLife:
         kinds = {0: FailureKind.REFUSED, 1: FailureKind.REFUSED, 2: FailureKind.ERROR, 3: FailureKind.TIMEOUT}
         kind = kinds.get(pick // 7 % 12)
         letters = []
-        choices = range(submit.request.num_choices)
+        begun = submit.answers or {choice: [] for choice in range(submit.request.num_choices)}
+        for choice, tokens in begun.items():
+            assert tokens == [token_of(name, index) + choice for index in range(len(tokens))], "not what came before"
         for index in range(num_tokens):
             sender = submit.prefill.worker_id if submit.prefill and index == 0 else worker
             events = [
-                TokenEvent(RequestId(name), attempt, index, token_of(name, index) + choice, choice)
-                for choice in choices
+                TokenEvent(RequestId(name), attempt, at, token_of(name, at) + choice, choice)
+                for choice, tokens in begun.items()
+                if (at := len(tokens) + index) < submit.request.sampling.max_tokens
             ]
             started = Started(request_id=name, attempt=attempt, num_cached_tokens=0, prompt_logprobs=None)
             letters.append(self.letter(sender, tokens=events, started=[started] if index == 0 else []))
@@ -136,7 +139,10 @@ class RandomLife:
             return letters  # the worker hangs
         return [
             *letters,
-            *(self.letter(worker, finished=[self.finished(submit, choice, num_tokens)]) for choice in choices),
+            *(
+                self.letter(worker, finished=[self.finished(submit, choice, min(len(tokens) + num_tokens, 8))])
+                for choice, tokens in begun.items()
+            ),
         ]
 
     def finished(self, submit: Submit, choice: int, num_tokens: int) -> Finished:

@@ -7,6 +7,7 @@ between; its blocks are written at either, as the test says. Time stands still u
 
 import mmap
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from diptych.core.messages import (
     Failed,
     FailureKind,
     Finished,
+    FormerAttempt,
     Message,
     PeerAddress,
     PeerGone,
@@ -41,6 +43,7 @@ from diptych.engine.modeled_engine import ModeledEngine, next_state
 from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes, request_key
+from diptych.kv.orphans import Orphans
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.models.vocabulary import Vocabulary
 from diptych.wire.mailbox import Outbox
@@ -59,6 +62,7 @@ FIRST_CHARACTER = 300
 """The token that is a space."""
 MODEL_KEY = "modeled"
 ROUTER = "router"
+EXTENT_BLOCKS = 1
 START_S = 1000.0
 PATIENCE_S = 10_000.0
 """Deadline of a request whose deadline does not matter, from now on."""
@@ -111,6 +115,13 @@ class HeardChoice:
         assert isinstance(self.end, Finished), self.end
         return self.end
 
+    def known_answer(self) -> Iterator[int]:
+        """Yield the tokens that have come without a gap."""
+        index = 0
+        while index in self.tokens:
+            yield self.tokens[index]
+            index += 1
+
     @property
     def answer(self) -> list[int]:
         """The tokens of a finished answer."""
@@ -124,6 +135,7 @@ class Heard:
     request: Request
     choices: list[HeardChoice]
     started: list[Started] = field(default_factory=list)
+    attempt: int = 0
 
     @property
     def tokens(self) -> dict[int, int]:
@@ -254,11 +266,14 @@ class RoleCluster:
         owners = settings.owners
         num_blocks = settings.num_blocks * len(owners)
         self.header, self._blocks = self._map_segment(num_blocks)
-        self.workers: dict[str, RoleWorker] = {}
-        for worker_id, role in settings.roles.items():
-            begin = owners.index(worker_id) * settings.num_blocks if worker_id in owners else 0
-            owned = range(begin, begin + settings.num_blocks) if worker_id in owners else range(0)
-            self.workers[worker_id] = self._worker(worker_id, role, [BlockId(block_id) for block_id in owned])
+        for index, worker_id in enumerate(owners):
+            first = index * settings.num_blocks // EXTENT_BLOCKS
+            for extent in range(first, first + settings.num_blocks // EXTENT_BLOCKS):
+                self.header.lease_extent(extent, worker_id, 0)
+        self._num_lives: dict[str, int] = {}
+        self.workers: dict[str, RoleWorker] = {
+            worker_id: self._worker(worker_id, role) for worker_id, role in settings.roles.items()
+        }
 
     # Parts
 
@@ -276,12 +291,16 @@ class RoleCluster:
 
     def _map_segment(self, num_blocks: int) -> tuple[SegmentHeader, memoryview]:
         layout = self._engine().layout
-        begin = header_bytes(num_blocks)
+        begin = header_bytes(num_blocks, EXTENT_BLOCKS)
         memory = memoryview(mmap.mmap(-1, begin + num_blocks * layout.block_bytes))
-        header = SegmentHeader.create(memory, num_blocks, layout.block_bytes, layout.fingerprint, MODEL_KEY)
+        header = SegmentHeader.create(
+            memory, num_blocks, layout.block_bytes, layout.fingerprint, MODEL_KEY, extent_blocks=EXTENT_BLOCKS
+        )
         return header, memory[begin : begin + num_blocks * layout.block_bytes]
 
-    def _worker(self, worker_id: WorkerId, role: Role, owned: list[BlockId]) -> RoleWorker:
+    def _worker(self, worker_id: WorkerId, role: Role) -> RoleWorker:
+        owned = self.header.owned_blocks(worker_id)
+        held = Orphans.of(self.header, worker_id).cached()
         engine = self._engine()
         engine.bind(self._blocks, self.header.num_blocks)
         memory = WorkerMemory(self.header, self._blocks, engine.layout)
@@ -293,7 +312,7 @@ class RoleCluster:
         if not owned:
             return RoleWorker(prefill, engine, memory)
         blocks = SequenceBlocks(
-            PrefixCache(owned), memory, self.hasher, incarnation=order.incarnation, is_exact=order.is_exact
+            PrefixCache(owned, held), memory, self.hasher, incarnation=order.incarnation, is_exact=order.is_exact
         )
         decode = DecodeRole(
             order, engine, memory, blocks, outbox, self.clock, pace, self.guides, max_model_len=self.max_model_len
@@ -328,7 +347,14 @@ class RoleCluster:
 
     def address(self, worker_id: str) -> PeerAddress:
         incarnation = list(self.settings.roles).index(WorkerId(worker_id)) + 1
+        incarnation += len(self.settings.roles) * self._num_lives.get(worker_id, 0)
         return PeerAddress(WorkerId(worker_id), worker_id, incarnation)
+
+    def bury(self, heard: Heard) -> None:
+        """End what was to be aborted on a worker that has died."""
+        for choice in heard.choices:
+            if choice.end is None and choice.is_abort_asked:
+                choice.end = Aborted(request_id=heard.request.request_id, choice=None, num_output_tokens=0, timeline={})
 
     # What the router says
 
@@ -379,6 +405,35 @@ class RoleCluster:
         for other in self.workers:
             gone = PeerGone(worker_id=WorkerId(worker_id), incarnation=self.address(worker_id).incarnation)
             self.letters.send(ROUTER, other, gone)
+
+    def revive(self, worker_id: str) -> None:
+        """Start a successor of a dead worker; it finds what its cache was.
+
+        Before that the launcher has waited until all others know of the death, and have ended what they were at.
+        """
+        for other, worker in self.workers.items():
+            while self.letters.queues.get((ROUTER, other)):
+                self.deliver(ROUTER, other)
+            if worker.parts is not None:
+                self.end(other)
+        self._num_lives[worker_id] = self._num_lives.get(worker_id, 0) + 1
+        self.workers[worker_id] = self._worker(WorkerId(worker_id), self.settings.roles[WorkerId(worker_id)])
+
+    def migrate(self, heard: Heard, dead: str, to: str, prefill: str | None = None) -> None:
+        """Let another worker go on with what the router knows of a request."""
+        answers = {
+            number: list(choice.known_answer()) for number, choice in enumerate(heard.choices) if choice.end is None
+        }
+        former = FormerAttempt(worker_id=WorkerId(dead), attempt=heard.attempt)
+        heard.attempt += 1
+        submit = Submit(
+            request=heard.request,
+            attempt=heard.attempt,
+            prefill=None if prefill is None else self.address(prefill),
+            answers=answers if any(answers.values()) else None,
+            former=former,
+        )
+        self.letters.send(ROUTER, to, submit)
 
     # What happens
 
@@ -523,9 +578,10 @@ class RoleCluster:
     def check_records(self) -> None:
         """Whatever a record says that a block holds, it holds."""
         by_key = {
-            request_key(heard.request.request_id, 0, number): (heard.request, choice)
+            request_key(heard.request.request_id, heard.request.arrived_s, attempt, number): (heard.request, choice)
             for heard in self.heard.values()
             for number, choice in enumerate(heard.choices)
+            for attempt in range(heard.attempt + 1)
         }
         for record in self.header.committed([BlockId(number) for number in range(self.header.num_blocks)]):
             if record is None:
@@ -538,7 +594,10 @@ class RoleCluster:
             assert self._states_in(record.block_id)[: record.num_tokens] == states
             is_full = record.num_tokens == self.block_size
             hashes = self.hasher.salted(request.cache_salt).hash_blocks(tokens)
-            assert record.block_hash == (hashes[record.block_index] if is_full else None)
+            is_named = is_full and record.block_index < len(hashes)
+            if self.settings.is_exact and begin + record.num_tokens > len(request.prompt_token_ids):
+                is_named = False  # nobody else may use it
+            assert record.block_hash == (hashes[record.block_index] if is_named else None)
 
     @staticmethod
     def _states(tokens: list[int]) -> list[int]:

@@ -583,7 +583,7 @@ def test_the_header_names_a_running_requests_blocks_in_order() -> None:
         cluster.step("decode-0")
 
     # 100 prompt tokens and all of the answer but its newest one are in blocks: 2 shared, 3 of its own.
-    key = request_key(heard.request.request_id, 0)
+    key = request_key(heard.request.request_id, heard.request.arrived_s, 0)
     records = cluster.header.committed([BlockId(number) for number in range(cluster.header.num_blocks)])
     own = sorted((record for record in records if record and record.request_key == key), key=lambda r: r.block_index)
     assert [(record.block_index, record.num_tokens) for record in own] == [(2, 32), (3, 32), (4, 139 - 128)]

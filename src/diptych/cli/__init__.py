@@ -14,6 +14,7 @@ from diptych.cli.calibrate import calibrate_command
 from diptych.cli.model import model_app
 from diptych.cli.serve import serve_command
 from diptych.cli.status import status_command
+from diptych.cli.workers import drain_command, restart_command
 from diptych.core.errors import DiptychError
 
 EXIT_ERROR = 1
@@ -29,6 +30,8 @@ app = typer.Typer(
 app.command("serve")(serve_command)
 app.command("calibrate")(calibrate_command)
 app.command("status")(status_command)
+app.command("drain")(drain_command)
+app.command("restart")(restart_command)
 app.add_typer(bench_app, name="bench")
 app.add_typer(model_app, name="model")
 

@@ -6,7 +6,9 @@
     launcher  --FrontendOrder-->  frontend
     launcher  <--FrontendListening, ClusterReady--  frontend
 
-The socket stays open for as long as the launcher lives; a process that reads its end ends itself.
+The socket stays open for as long as the launcher lives; a process that reads its end ends itself. From then on only the
+process speaks: `Alive` as long as its loop turns, `Fenced` when it has let go of a dead worker's blocks, and the
+frontend passes on what an operator asks for (`Retire`, `Revive`).
 """
 
 from typing import Literal
@@ -105,6 +107,8 @@ class StartFailure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All that the frontend's process needs to know."""
 
+    incarnation: int
+    """Grows with every restart of the frontend."""
     model: ModelOrder
     max_model_len: int
     endpoint: str
@@ -139,5 +143,33 @@ class ClusterReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All workers have said to the router that they are ready."""
 
 
+class Alive(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The loop of this process turns. Sent every `ALIVE_INTERVAL_S`; who says nothing for longer is hung."""
+
+
+class Fenced(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """This worker writes into no block that it was granted by that life of another worker, or by one before it."""
+
+    worker_id: WorkerId
+    incarnation: int
+
+
+class Retire(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """That worker has nothing to do any more and gets no requests: end it."""
+
+    worker_id: WorkerId
+    incarnation: int
+    will_return: bool
+    """Whether to start a new one in its place at once."""
+
+
+class Revive(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Start that worker, which has been taken out of service or has crashed too often."""
+
+    worker_id: WorkerId
+
+
+ALIVE_INTERVAL_S = 0.25
+
 FromLauncher = WorkerOrder | Lease | FrontendOrder
-ToLauncher = LayoutReport | StartFailure | FrontendListening | ClusterReady
+ToLauncher = LayoutReport | StartFailure | FrontendListening | ClusterReady | Alive | Fenced | Retire | Revive

@@ -24,6 +24,8 @@ class Lifecycle(StrEnum):
     """The first decode step that includes the sequence begins."""
     PREEMPTED = "preempted"
     """The sequence lost its blocks to others and will be recomputed (the last time it happened)."""
+    MIGRATED = "migrated"
+    """Another worker was asked to go on, after the death of the one before (the last time it happened)."""
     FINISHED = "finished"
     """The last token has been sampled, or the request was aborted or failed."""
 
@@ -48,6 +50,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     """`stop`, `length`, `aborted` or `failed`."""
     decode_worker: str
+    """The last one; empty if none ever had it."""
     prefill_worker: str | None
     """None where the decode worker read the prompt itself."""
     num_prompt_tokens: int
@@ -55,3 +58,5 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     num_output_tokens: int
     num_preemptions: int
     timeline: Timeline
+    num_migrations: int = 0
+    """How often its worker died or was taken out of service before the end."""

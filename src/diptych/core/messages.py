@@ -7,7 +7,8 @@ The conversation about one request, in place (prefill and decode on one machine)
     router  <--Tokens (one message a step for all sequences)------ decode
 
 Only the decode worker ends a request (`Finished`, `Failed`). A message of an older attempt or epoch is dropped by
-whoever gets it.
+whoever gets it. When a worker has died, `WorkerExited` goes to the router, `PeerGone` to the other workers, and its
+requests are submitted anew with what they have come to.
 """
 
 from enum import StrEnum
@@ -19,7 +20,7 @@ from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
 from diptych.core.request import Request, SampledToken, SamplingParams, TokenLogprobs
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 class Role(StrEnum):
@@ -59,6 +60,13 @@ class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 # Router to worker
 
 
+class FormerAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt whose worker is dead. What it has written may still be in that worker's blocks."""
+
+    worker_id: WorkerId
+    attempt: int
+
+
 class Submit(Message, frozen=True, kw_only=True):
     """Serve this request: you own its blocks from now to its end."""
 
@@ -67,6 +75,12 @@ class Submit(Message, frozen=True, kw_only=True):
     """Which try at this request this is, from 0; token events repeat it."""
     prefill: PeerAddress | None
     """Who reads the prompt; None: you do."""
+    frontend: int = 0
+    """Which life of the frontend asks: when that is over (`FrontendGone`), nobody waits for the answer."""
+    answers: dict[int, list[int]] | None = None
+    """Of each choice that is to go on, the tokens that its client has got or will get. None: none has begun."""
+    former: FormerAttempt | None = None
+    """The attempt that brought those tokens, or was to."""
 
 
 class Abort(Message, frozen=True, kw_only=True):
@@ -81,6 +95,19 @@ class PeerGone(Message, frozen=True, kw_only=True):
     """This life of a worker is over: it has been reaped and will write no more blocks."""
 
     worker_id: WorkerId
+    incarnation: int
+    endpoint: str = ""
+    """Where it was written to."""
+
+    @property
+    def address(self) -> PeerAddress:
+        """Whom nobody needs to write to any more."""
+        return PeerAddress(self.worker_id, self.endpoint, self.incarnation)
+
+
+class FrontendGone(Message, frozen=True, kw_only=True):
+    """This life of the frontend, and all before it, is over: free what its requests hold."""
+
     incarnation: int
 
 
@@ -287,9 +314,13 @@ class WorkerExited(Message, frozen=True, kw_only=True):
     worker_id: WorkerId
     incarnation: int
     exit_status: int
+    will_return: bool = False
+    """Whether a replacement is on its way."""
+    outlook: str = ""
+    """What happens next, for people."""
 
 
-ToWorker = Submit | Abort | PeerGone | Grant | Revoke | Filled | GrantEnded
+ToWorker = Submit | Abort | PeerGone | FrontendGone | Grant | Revoke | Filled | GrantEnded
 ToRouter = Tokens | Heartbeat | WorkerExited
 
 HEARTBEAT_INTERVAL_S = 0.5

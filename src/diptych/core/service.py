@@ -66,6 +66,8 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_age_s: float
     num_assigned: int
     """Requests that the router has sent there and not seen end."""
+    outlook: str = ""
+    """Of one that is down: what happens next. Empty: nothing to say."""
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +95,22 @@ class RequestService(Protocol):
 
     def status(self) -> ClusterStatus:
         """Return the state of all workers."""
+        ...
+
+    def drain_worker(self, worker_id: WorkerId, timeout_s: float, *, will_return: bool) -> PeerAddress:
+        """Take a worker out of service, in order: nothing new goes there, what runs there ends or goes on elsewhere.
+
+        Returns at once, with the life of it that will end. `will_return`: a new one takes its place.
+
+        Raises: NotFoundError, UnavailableError.
+        """
+        ...
+
+    def revive_worker(self, worker_id: WorkerId) -> None:
+        """Start a worker that was taken out of service, or has crashed too often.
+
+        Raises: NotFoundError, UnavailableError (it is up).
+        """
         ...
 
     def recent_requests(self) -> list[RequestRecord]:

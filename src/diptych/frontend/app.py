@@ -15,6 +15,7 @@ from diptych.frontend.request_translation import RequestTranslator
 from diptych.frontend.routes.cluster import add_cluster_routes
 from diptych.frontend.routes.generation import add_chat_and_completions, add_responses
 from diptych.frontend.routes.text import add_text_routes
+from diptych.frontend.routes.workers import add_worker_routes
 from diptych.frontend.settings import FrontendSettings
 from diptych.frontend.text.tokenizer import Tokenizer
 
@@ -35,6 +36,7 @@ def create_app(
     add_responses(app, answering, translator, tokenizer)
     add_text_routes(app, translator, tokenizer, settings)
     add_cluster_routes(app, service, intake)
+    add_worker_routes(app, service)
     install_schema(app, settings.model_name)
     return app
 

@@ -4,7 +4,7 @@ Invariants: a block is either free or has at least one reference, never both; on
 given out. What breaks them is a bug of ours, hence AssertionError: going on would let two requests write one block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from diptych.core.ids import BlockId
 
@@ -12,13 +12,17 @@ from diptych.core.ids import BlockId
 class BlockPool:
     """Reference counts over the blocks that one worker owns. Owned by one thread; operations are O(blocks touched)."""
 
-    def __init__(self, block_ids: Iterable[BlockId]) -> None:
+    def __init__(self, block_ids: Iterable[BlockId], held: Collection[BlockId] = ()) -> None:
+        """Start with all blocks free but those `held`, which have one reference each."""
         ids = list(block_ids)
         self._num_references = dict.fromkeys(ids, 0)
         if len(self._num_references) != len(ids):
             raise AssertionError("a block is listed twice among the blocks of this pool")
+        if not self._num_references.keys() >= set(held):
+            raise AssertionError("a block is held that is not of this pool")
+        self._num_references.update(dict.fromkeys(held, 1))
         # A stack: what was freed last is given out first, while it is still in the processor's caches.
-        self._free = ids[::-1]
+        self._free = [block_id for block_id in reversed(ids) if not self._num_references[block_id]]
 
     @property
     def num_blocks(self) -> int:

@@ -61,9 +61,13 @@ class BlockCommit(NamedTuple):
     """Which worker wrote them last, where workers are numbered; below 2^16."""
 
 
-def request_key(request_id: RequestId, attempt: int, choice: int = 0) -> bytes:
-    """Return 16 bytes that name a choice of this attempt at this request."""
-    return hashlib.blake2b(f"{attempt} {choice} {request_id}".encode(), digest_size=REQUEST_KEY_BYTES).digest()
+def request_key(request_id: RequestId, arrived_s: float, attempt: int, choice: int = 0) -> bytes:
+    """Return 16 bytes that name a choice of this attempt at this request.
+
+    Ids may be used again when their requests have ended: the time of arrival tells the requests apart.
+    """
+    name = f"{attempt} {choice} {arrived_s!r} {request_id}"
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=REQUEST_KEY_BYTES).digest()
 
 
 class CommitSlots:

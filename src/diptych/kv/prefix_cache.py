@@ -45,13 +45,16 @@ class PrefixCache:
     The cache itself holds one reference on each findable block, so a block of which that is the only one is evictable.
     """
 
-    def __init__(self, block_ids: Iterable[BlockId]) -> None:
-        self._pool = BlockPool(block_ids)
-        self._block_of: dict[BlockHash, BlockId] = {}
-        self._hash_of: dict[BlockId, BlockHash] = {}
+    def __init__(self, block_ids: Iterable[BlockId], held: Sequence[tuple[BlockHash, BlockId]] = ()) -> None:
+        """Start with the blocks `held` findable (first evicted first), each of its own hash, and all others free."""
+        self._block_of: dict[BlockHash, BlockId] = dict(held)
+        self._hash_of: dict[BlockId, BlockHash] = {block_id: block_hash for block_hash, block_id in held}
+        self._pool = BlockPool(block_ids, self._hash_of.keys())
         self._evictable = LeastRecentlyUsed()
+        for block_id in self._hash_of:
+            self._evictable.add(block_id)
         # Dicts as sets that keep their order. Only net changes are kept, so neither outgrows the number of blocks.
-        self._stored: dict[BlockHash, None] = {}
+        self._stored: dict[BlockHash, None] = dict.fromkeys(self._block_of)
         self._removed: dict[BlockHash, None] = {}
 
     @property

@@ -11,9 +11,20 @@ import zmq
 import zmq.asyncio
 
 from diptych.core.clock import SystemClock
-from diptych.core.control import ClusterReady, FromLauncher, FrontendListening, FrontendOrder, StartFailure
+from diptych.core.control import (
+    ALIVE_INTERVAL_S,
+    Alive,
+    ClusterReady,
+    FromLauncher,
+    FrontendListening,
+    FrontendOrder,
+    Retire,
+    Revive,
+    StartFailure,
+)
 from diptych.core.errors import DiptychError, LaunchError
-from diptych.core.messages import ToRouter
+from diptych.core.ids import WorkerId
+from diptych.core.messages import PeerAddress, ToRouter
 from diptych.frontend.app import create_app
 from diptych.frontend.server import FrontendServer
 from diptych.frontend.settings import FrontendSettings
@@ -48,9 +59,11 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
             is_adaptive=order.is_adaptive,
             slo_ttft_s=order.slo_ttft_s,
             slo_tpot_s=order.slo_tpot_s,
+            frontend=order.incarnation,
         ),
         expected_workers=order.workers,
         costs=order.costs,
+        staff=_Launcher(control),
     )
     settings = FrontendSettings(
         model_name=order.model.name,
@@ -71,10 +84,12 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
             routing = tasks.create_task(router.run())
             tasks.create_task(server.serve())
             announcing = tasks.create_task(_announce_ready(router, control))
+            living = tasks.create_task(_say_alive(control))
             await must_stop.wait()
             announcing.cancel()
             await server.stop(order.drain_timeout_s)
             routing.cancel()
+            living.cancel()
     finally:
         inbox.close()
         outbox.close()
@@ -84,6 +99,28 @@ async def _announce_ready(router: Router, control: ControlChannel[FromLauncher])
     while router.status().health != "ready":  # noqa: ASYNC110  once, at the start
         await asyncio.sleep(READY_POLL_S)
     control.send(ClusterReady())
+
+
+async def _say_alive(control: ControlChannel[FromLauncher]) -> None:
+    while True:
+        control.try_send(Alive())
+        await asyncio.sleep(ALIVE_INTERVAL_S)
+
+
+class _Launcher:
+    """The router's `Staff`: it is the launcher who ends and starts workers."""
+
+    def __init__(self, control: ControlChannel[FromLauncher]) -> None:
+        self._control = control
+
+    def retire(self, address: PeerAddress, will_return: bool) -> None:
+        """Have a worker ended."""
+        worker_id, incarnation = address.worker_id, address.incarnation
+        self._control.send(Retire(worker_id=worker_id, incarnation=incarnation, will_return=will_return))
+
+    def revive(self, worker_id: WorkerId) -> None:
+        """Have a worker started."""
+        self._control.send(Revive(worker_id=worker_id))
 
 
 def main() -> int:

@@ -4,51 +4,34 @@ segment, sockets -> workers compile -> they agree on the layout -> leases -> wor
                  -> the frontend loads its tokenizer meanwhile ----------> listens ------------^
 """
 
-import logging
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import zmq
 
 from diptych.core.config import ServeConfig
-from diptych.core.control import (
-    ClusterReady,
-    FrontendListening,
-    FrontendOrder,
-    LayoutReport,
-    Lease,
-    ModelOrder,
-    StartFailure,
-    WorkerOrder,
-)
-from diptych.core.errors import ConfigError, LaunchError, PeerUnreachableError
+from diptych.core.control import Alive, ClusterReady, FrontendListening, LayoutReport, StartFailure, ToLauncher
+from diptych.core.errors import LaunchError
 from diptych.core.ids import WorkerId
-from diptych.core.messages import Role, WorkerExited
+from diptych.core.messages import Role
 from diptych.kv.header import SegmentHeader
 from diptych.launch.cores import CorePlan, share_cores, usable_cores
-from diptych.launch.costs import Costs, find_costs
+from diptych.launch.costs import find_costs
+from diptych.launch.orders import Agreement, Orders
 from diptych.launch.process import ChildProcess, describe_exit
 from diptych.launch.run_directory import RunDirectory
 from diptych.launch.segment_plan import EXTENT_BLOCKS, SegmentPlan, agree_on_layout, plan_segment
+from diptych.launch.supervisor import FRONTEND_MODULE, WORKER_MODULE, Supervisor
 from diptych.models import ModelFolder
 from diptych.transfer.segment import Segment
-from diptych.wire.mailbox import Outbox
 
-WORKER_MODULE = "diptych.worker.server"
-FRONTEND_MODULE = "diptych.launch.front"
 STOP_TIMEOUT_S = 5.0
-WATCH_POLL_S = 0.1
-"""How soon the watcher sees that it shall stop; ends of processes wake it at once."""
-NICENESS_BESIDE_FRONTEND = 5
 Answer = TypeVar("Answer", bound=msgspec.Struct)
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +54,23 @@ class LocalCluster:
         self._config = config
         self._model = model
         self._roles = roles_of(config)
-        self._chat_template = None if config.chat_template is None else read_template(config.chat_template)
         self._cores = share_cores(usable_cores(config.cores), self._roles)
         self._directory = RunDirectory()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._outbox = Outbox(self._context)
+        try:
+            self._orders = Orders(config, model, self._roles, self._cores, self._directory)
+        except BaseException:
+            self._directory.close()
+            raise
         self._workers: dict[WorkerId, ChildProcess] = {}
-        self._incarnations = {worker_id: number for number, worker_id in enumerate(self._roles, start=1)}
         self._frontend: ChildProcess | None = None
-        self._is_stopping = threading.Event()
-        self._watcher: threading.Thread | None = None
-        self.ended = threading.Event()
-        """Set when the server cannot go on: its frontend has ended."""
+        self._segment_descriptor = -1
+        self._supervisor: Supervisor | None = None
+        self._never = threading.Event()
+
+    @property
+    def ended(self) -> threading.Event:
+        """Set when the server cannot go on: its frontend dies again and again."""
+        return self._never if self._supervisor is None else self._supervisor.ended
 
     # Start
 
@@ -91,56 +79,68 @@ class LocalCluster:
 
         Raises: LaunchError, ConfigError; everything that was started has been stopped.
         """
-        begin_s = time.monotonic()
         try:
-            started = self._start(begin_s + self._config.start_timeout_s, on_progress)
+            started = self._start(time.monotonic(), on_progress)
         except BaseException:
             self.kill()
             raise
-        self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
-        self._watcher.start()
-        url, plan, layout, source = started
-        return StartedCluster(url, self._cores, plan, layout, source, time.monotonic() - begin_s)
+        return started
 
-    def _start(
-        self, deadline_s: float, on_progress: Callable[[str], None]
-    ) -> tuple[str, SegmentPlan, LayoutReport, str]:
-        segment, descriptor = Segment.create(self._config.kv_bytes)
+    def _start(self, begin_s: float, on_progress: Callable[[str], None]) -> StartedCluster:
+        deadline_s = begin_s + self._config.start_timeout_s
+        segment, self._segment_descriptor = Segment.create(self._config.kv_bytes)
         try:
             on_progress("starting the workers")
             self._frontend = ChildProcess("frontend", FRONTEND_MODULE)
-            for worker_id in self._roles:
-                child = ChildProcess(worker_id, WORKER_MODULE, [descriptor])
+            for number, worker_id in enumerate(self._roles, start=1):
+                child = ChildProcess(worker_id, WORKER_MODULE, [self._segment_descriptor])
                 self._workers[worker_id] = child
-                child.control.send(self._worker_order(worker_id, descriptor))
-            Segment.reserve(descriptor, segment.num_bytes)
+                child.control.send(self._orders.worker(worker_id, number, self._segment_descriptor))
+            Segment.reserve(self._segment_descriptor, segment.num_bytes)
             on_progress("compiling the model")
             reports = {
                 worker_id: self._expect(child, LayoutReport, deadline_s) for worker_id, child in self._workers.items()
             }
-            layout = agree_on_layout(reports)
-            costs = find_costs(self._config, self._model, layout.engine, self._cores.workers)
-            plan = self._lease_blocks(segment, layout, costs)
-            on_progress("warming up")
-            self._frontend.control.send(self._frontend_order(layout, plan, costs))
-            listening = self._expect(self._frontend, FrontendListening, deadline_s)
-            self._expect(self._frontend, ClusterReady, deadline_s)
+            agreement = self._agree(reports, segment.num_bytes)
+            self._write_header(segment, agreement)
         finally:
-            os.close(descriptor)
             segment.close()
+        for worker_id, worker in self._workers.items():
+            worker.control.send(agreement.lease(worker_id))
+        on_progress("warming up")
+        self._frontend.control.send(self._orders.frontend(1, self._config.port, agreement))
+        port = self._expect(self._frontend, FrontendListening, deadline_s).port
+        self._expect(self._frontend, ClusterReady, deadline_s)
+        self._supervisor = self._supervise(agreement, port, self._frontend)
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        return f"http://{host}:{listening.port}", plan, layout, costs.source
+        took_s = time.monotonic() - begin_s
+        layout, plan, source = agreement.layout, agreement.plan, agreement.costs.source
+        return StartedCluster(f"http://{host}:{port}", self._cores, plan, layout, source, took_s)
 
-    def _lease_blocks(self, segment: Segment, layout: LayoutReport, costs: Costs) -> SegmentPlan:
-        config = self._config
+    def _supervise(self, agreement: Agreement, port: int, frontend: ChildProcess) -> Supervisor:
+        timeout_s = self._config.start_timeout_s
+        supervisor = Supervisor(
+            self._orders, agreement, self._segment_descriptor, port, timeout_s, self._workers, frontend
+        )
+        supervisor.start()
+        return supervisor
+
+    def _agree(self, reports: dict[WorkerId, LayoutReport], num_bytes: int) -> Agreement:
+        config, model = self._config, self._model
+        layout = agree_on_layout(reports)
         plan = plan_segment(
-            segment.num_bytes,
+            num_bytes,
             layout,
             self._roles,
-            self._model.context_length,
+            model.context_length,
             config.max_model_len,
             do_helpers_own=config.adaptive,
         )
+        return Agreement(layout, plan, find_costs(config, model, layout.engine, self._cores.workers))
+
+    def _write_header(self, segment: Segment, agreement: Agreement) -> None:
+        """Lease each worker its blocks."""
+        plan, layout = agreement.plan, agreement.layout
         header = SegmentHeader.create(
             segment.view(0, segment.num_bytes),
             plan.num_blocks,
@@ -153,12 +153,20 @@ class LocalCluster:
             for extent in extents:
                 header.lease_extent(extent, worker_id, header.extent_epoch(extent))
         header.close()
-        for worker_id, worker in self._workers.items():
-            worker.control.send(Lease(max_model_len=plan.max_model_len, costs=costs.models[worker_id]))
-        return plan
 
     def _expect(self, child: ChildProcess, kind: type[Answer], deadline_s: float) -> Answer:
         """Wait for a message of `kind` from `child`, or for the end of any process."""
+        while True:
+            message = self._next_message(child, deadline_s)
+            if not isinstance(message, Alive):
+                break
+        if isinstance(message, StartFailure):
+            raise LaunchError(f"{child.name}: {message.message}")
+        if not isinstance(message, kind):
+            raise LaunchError(f"{child.name} said {type(message).__name__} where {kind.__name__} was expected")
+        return message
+
+    def _next_message(self, child: ChildProcess, deadline_s: float) -> ToLauncher:
         while True:
             self._raise_if_ended()
             ready, _, _ = select.select([child.control], [], [], 0.1)
@@ -170,16 +178,11 @@ class LocalCluster:
                     "give it more with --start-timeout-s"
                 )
         try:
-            message = child.control.receive(1.0)
+            return child.control.receive(1.0)
         except LaunchError:
             child.wait(1.0)
             self._raise_if_ended()
             raise
-        if isinstance(message, StartFailure):
-            raise LaunchError(f"{child.name}: {message.message}")
-        if not isinstance(message, kind):
-            raise LaunchError(f"{child.name} said {type(message).__name__} where {kind.__name__} was expected")
-        return message
 
     def _raise_if_ended(self) -> None:
         for child in self._children():
@@ -193,106 +196,16 @@ class LocalCluster:
             reason = message.message if isinstance(message, StartFailure) else describe_exit(status)
             raise LaunchError(f"{child.name} ended while starting: {reason}")
 
-    def _model_order(self) -> ModelOrder:
-        model = self._model
-        return ModelOrder(
-            name=model.name, path=str(model.path), key=model.key, eos_token_ids=sorted(model.eos_token_ids)
-        )
-
-    def _worker_order(self, worker_id: WorkerId, segment_descriptor: int) -> WorkerOrder:
-        config = self._config
-        return WorkerOrder(
-            worker_id=worker_id,
-            incarnation=self._incarnations[worker_id],
-            role=self._roles[worker_id],
-            cores=self._cores.workers[worker_id],
-            niceness=NICENESS_BESIDE_FRONTEND if self._is_beside_frontend(worker_id) else 0,
-            engine=config.engine,
-            modeled_time_scale=config.modeled_time_scale,
-            kv_dtype=config.kv_dtype,
-            model=self._model_order(),
-            endpoint=self._directory.endpoint(f"{worker_id}-{self._incarnations[worker_id]}"),
-            router_endpoint=self._directory.endpoint("router"),
-            segment_fd=segment_descriptor,
-            max_num_seqs=config.max_num_seqs,
-            chunk_tokens=config.chunk_tokens,
-            decode_chunk_tokens=config.decode_chunk_tokens,
-            local_prefill_max_tokens=config.local_prefill_max_tokens,
-            is_adaptive=config.adaptive,
-            slo_ttft_s=config.slo_ttft_s,
-            slo_tpot_s=config.slo_tpot_s,
-            is_exact=config.exact,
-            has_kv_checksums=config.kv_checksums,
-        )
-
-    def _is_beside_frontend(self, worker_id: WorkerId) -> bool:
-        return not set(self._cores.workers[worker_id]).isdisjoint(self._cores.frontend)
-
-    def _frontend_order(self, layout: LayoutReport, plan: SegmentPlan, costs: Costs) -> FrontendOrder:
-        config = self._config
-        return FrontendOrder(
-            model=self._model_order(),
-            max_model_len=plan.max_model_len,
-            endpoint=self._directory.endpoint("router"),
-            host=config.host,
-            port=config.port,
-            root_path=config.root_path,
-            cors_origins=config.cors_origins,
-            chat_template=self._chat_template,
-            cores=self._cores.frontend,
-            layout_fingerprint=layout.fingerprint,
-            block_size=layout.block_size,
-            workers=self._roles,
-            request_timeout_s=config.request_timeout_s,
-            drain_timeout_s=config.drain_timeout_s,
-            max_outstanding_requests=config.max_queue,
-            local_prefill_max_tokens=config.local_prefill_max_tokens,
-            is_adaptive=config.adaptive,
-            slo_ttft_s=config.slo_ttft_s,
-            slo_tpot_s=config.slo_tpot_s,
-            costs=costs.models,
-        )
-
     def _children(self) -> list[ChildProcess]:
         return [*self._workers.values(), *([self._frontend] if self._frontend is not None else [])]
-
-    # Watch
-
-    def _watch(self) -> None:
-        """Reap what ends, and tell the router (a thread)."""
-        assert self._frontend is not None
-        poller = select.poll()
-        by_descriptor = {child.exit_descriptor: child for child in self._children()}
-        for descriptor in by_descriptor:
-            poller.register(descriptor, select.POLLIN)
-        while not self._is_stopping.is_set():
-            for descriptor, _ in poller.poll(WATCH_POLL_S * 1000):
-                poller.unregister(descriptor)
-                self._on_exit(by_descriptor[descriptor])
-
-    def _on_exit(self, child: ChildProcess) -> None:
-        child.wait(STOP_TIMEOUT_S)
-        status = child.poll()
-        assert status is not None
-        log.error("%s has ended (%s)", child.name, describe_exit(status))
-        if child is self._frontend:
-            self.ended.set()
-            return
-        worker_id = WorkerId(child.name)
-        message = WorkerExited(worker_id=worker_id, incarnation=self._incarnations[worker_id], exit_status=status)
-        try:
-            self._outbox.send(self._directory.endpoint("router"), message)
-        except PeerUnreachableError as error:
-            log.warning("the router was not told that %s ended: %s", child.name, error)
 
     # Stop
 
     def stop(self) -> None:
         """Finish running answers (up to `drain_timeout_s`), then end all processes and remove what they used."""
-        self._stop_watching()
-        if self._frontend is not None:
-            self._frontend.terminate()
-            self._frontend.wait(self._config.drain_timeout_s + STOP_TIMEOUT_S)
+        if self._supervisor is not None:
+            self._supervisor.end_frontend(self._config.drain_timeout_s + STOP_TIMEOUT_S)
+        self._stop_supervisor()
         for worker in self._workers.values():
             worker.terminate()
         deadline_s = time.monotonic() + STOP_TIMEOUT_S
@@ -302,35 +215,23 @@ class LocalCluster:
 
     def kill(self) -> None:
         """End all processes at once and remove what they used; once more does nothing."""
-        self._stop_watching()
+        self._stop_supervisor()
         for child in self._children():
             child.close()
         self._workers.clear()
         self._frontend = None
-        self._outbox.close()
-        self._context.destroy(linger=0)
+        if self._segment_descriptor >= 0:
+            os.close(self._segment_descriptor)
+            self._segment_descriptor = -1
         self._directory.close()
 
-    def _stop_watching(self) -> None:
-        if self._watcher is not None:
-            self._is_stopping.set()
-            self._watcher.join()
-            self._watcher = None
-
-
-def read_template(path: Path) -> str:
-    """Return a chat template's text.
-
-    Raises: ConfigError if it cannot be read.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise ConfigError(f"--chat-template: cannot read {path}: {reason}") from None
-    if not text.strip():
-        raise ConfigError(f"--chat-template: {path} is empty")
-    return text
+    def _stop_supervisor(self) -> None:
+        """Take the processes back as they are now."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
+            self._workers = {WorkerId(child.name): child for child in self._supervisor.workers()}
+            self._frontend = self._supervisor.frontend()
+            self._supervisor = None
 
 
 def roles_of(config: ServeConfig) -> dict[WorkerId, Role]:

@@ -89,3 +89,18 @@ def fetch_status(url: str) -> dict[str, Any]:
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise LaunchError(f"no Diptych server answers at {url} ({error}); is it running? give its --url") from None
     return content
+
+
+def order_worker(url: str, worker: str, action: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Ask a running server to do something with a worker: `drain` or `start`.
+
+    Raises: LaunchError if none answers there, or it refuses.
+    """
+    try:
+        answer = httpx.post(f"{url.rstrip('/')}/diptych/workers/{worker}/{action}", json=body, timeout=STATUS_TIMEOUT_S)
+        content: dict[str, Any] = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise LaunchError(f"no Diptych server answers at {url} ({error}); is it running? give its --url") from None
+    if answer.is_error:
+        raise LaunchError(content["error"]["message"] if "error" in content else f"{url} answers {answer.status_code}")
+    return content

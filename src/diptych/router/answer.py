@@ -24,8 +24,8 @@ class Choice:
 
     def __init__(self, number: int, max_tokens: int) -> None:
         self.number = number
-        self.num_in_order = 0
-        """Tokens that the stream has got or can get now; the next one to come has this index."""
+        self.token_ids: list[int] = []
+        """Those that the stream has got or can get now: whoever goes on after a worker's death goes on from here."""
         self.end: EndOut | None = None
         """Set once all tokens before it are here; nothing changes the choice any more."""
         self._max_tokens = self._limit = max_tokens
@@ -33,6 +33,11 @@ class Choice:
         self._out_of_order: dict[int, TokenEvent] = {}
         self._held_end: EndOut | None = None
         self._is_end_read = False
+
+    @property
+    def num_in_order(self) -> int:
+        """Length of `token_ids`; the next token to come has this index."""
+        return len(self.token_ids)
 
     @property
     def has_news(self) -> bool:
@@ -45,15 +50,17 @@ class Choice:
         if self.end is not None or not self.num_in_order <= index < self._limit or index in self._out_of_order:
             return False
         if index == self.num_in_order and not self._out_of_order:
-            self._readable.append(token)
-            self.num_in_order += 1
+            self._append(token)
         else:
             self._out_of_order[index] = token
             while self.num_in_order in self._out_of_order:
-                self._readable.append(self._out_of_order.pop(self.num_in_order))
-                self.num_in_order += 1
+                self._append(self._out_of_order.pop(self.num_in_order))
         self._end_if_complete()
         return True
+
+    def _append(self, token: TokenEvent) -> None:
+        self._readable.append(token)
+        self.token_ids.append(token.token_id)
 
     def put_end(self, end: EndOut, num_output_tokens: int) -> None:
         """Take the end; the stream gets it once all `num_output_tokens` tokens have come."""
@@ -163,11 +170,14 @@ class Answer:
             self._wake.set()
 
     def restart(self) -> None:
-        """Forget tokens that came out of order: another attempt brings its own. Only while none came in order."""
-        if self.num_in_order:
-            raise AssertionError("the client has tokens of this attempt already")
+        """Forget what came out of order: another attempt goes on from what came in order."""
         for choice in self._choices:
-            choice.restart()
+            if choice.end is None:
+                choice.restart()
+
+    def open_answers(self) -> dict[int, list[int]]:
+        """Return the tokens in order of each choice that has not ended."""
+        return {choice.number: list(choice.token_ids) for choice in self._choices if choice.end is None}
 
     def __aiter__(self) -> "Answer":
         return self

@@ -7,6 +7,8 @@ change nothing: they are echoes of what has ended.
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from diptych.core.clock import Clock
 from diptych.core.errors import (
@@ -24,8 +26,6 @@ from diptych.core.messages import (
     Failed,
     FailureKind,
     Finished,
-    PeerAddress,
-    Submit,
     TokenEvent,
     Tokens,
 )
@@ -33,12 +33,11 @@ from diptych.core.request import Request
 from diptych.router.answer import Answer
 from diptych.router.history import History
 from diptych.router.in_flight import InFlight, Phase
+from diptych.router.mover import Mover
 from diptych.router.placement import Placement, Placer
 from diptych.router.ports import LetterBox
 from diptych.router.registry import WorkerLife
 from diptych.router.settings import RouterSettings
-
-NO_WORKER = "no decode worker takes requests now; try again later, or see `diptych status`"
 
 log = logging.getLogger(__name__)
 
@@ -55,14 +54,14 @@ class Follower:
         block_size: int,
         max_model_len: int,
     ) -> None:
-        self._placer = placer
         self._outbox = outbox
         self._clock = clock
         self._settings = settings
         self._block_size = block_size
-        self._max_model_len = max_model_len
         self._in_flight: dict[RequestId, InFlight] = {}
+        self._homeless: dict[RequestId, InFlight] = {}
         self.history = History()
+        self._mover = Mover(placer, outbox, clock, settings, self.history, max_model_len)
 
     @property
     def num_in_flight(self) -> int:
@@ -70,20 +69,22 @@ class Follower:
         return len(self._in_flight)
 
     def start(self, request: Request, hashes: list[BlockHash]) -> InFlight:
-        """Send a request to workers.
+        """Send a request to workers, or let it wait for one to come back.
 
         Raises: UnavailableError or RequestTimeoutError; then no worker has it. InvalidRequestError: its id is in use.
         """
         if request.request_id in self._in_flight:
             raise InvalidRequestError(f"a request with the id {request.request_id!r} is being served; send another id")
+        last_moment_s = request.deadline_s + self._settings.deadline_grace_s
         flight = InFlight(
             request=request,
             prompt_hashes=hashes,
             answer=Answer(request.sampling.max_tokens, request.num_choices),
-            placement=self._place(request, hashes, set()),
-            give_up_s=request.deadline_s + self._settings.deadline_grace_s,
+            last_moment_s=last_moment_s,
+            give_up_s=min(last_moment_s, self._clock.now_s() + self._settings.homeless_timeout_s),
         )
-        self._submit(flight)
+        if not self._mover.try_settle(flight):
+            self._homeless[flight.request_id] = flight
         self._in_flight[request.request_id] = flight
         return flight
 
@@ -129,9 +130,10 @@ class Follower:
         flight = self._in_flight.get(request_id)
         if flight is None or flight.phase is Phase.END_HELD or attempt not in {None, flight.attempt}:
             return None
-        address = flight.placement.decode.address
-        is_its_own = (message.worker_id, message.incarnation) == (address.worker_id, address.incarnation)
-        return flight if is_its_own else None
+        address = None if flight.owner is None else flight.owner.address
+        if address is None or (message.worker_id, message.incarnation) != (address.worker_id, address.incarnation):
+            return None
+        return flight
 
     def _on_token(self, event: TokenEvent) -> None:
         # The sender is not compared: a first token that outlived its prefill worker is as good as any, and its decode
@@ -139,12 +141,18 @@ class Follower:
         flight = self._in_flight.get(event.request_id)
         if flight is None or event.attempt != flight.attempt or not flight.answer.put_token(event):
             return
-        if event.index == 0:
-            flight.placement.on_prefilled(event.request_id)
-        if (len(flight.request.prompt_token_ids) + event.index) % self._block_size == 0:
-            flight.placement.on_block_full(event.request_id)
+        if flight.first_token_s is None:
+            flight.first_token_s = self._clock.now_s()
+        if flight.placement is not None:
+            self._count_token(flight, flight.placement, event)
         if flight.answer.is_settled:
             self._on_progress(flight)
+
+    def _count_token(self, flight: InFlight, placement: Placement, event: TokenEvent) -> None:
+        # The first token of an attempt, be it the answer's first or not, says that the prompt has been read.
+        placement.on_prefilled(event.request_id)
+        if (len(flight.request.prompt_token_ids) + event.index) % self._block_size == 0:
+            placement.on_block_full(event.request_id)
 
     def _on_finished(self, flight: InFlight, finished: Finished) -> None:
         flight.close_choice(finished)
@@ -157,7 +165,7 @@ class Follower:
             is_all_stop = all(reason is FinishReason.STOP for reason in flight.answer.reasons)
             self._decide(flight, (FinishReason.STOP if is_all_stop else FinishReason.LENGTH).value, None)
             self._wait_for_ends(flight)
-        elif not flight.open_choices:
+        elif not flight.open_choices and flight.placement is not None:
             flight.placement.release(flight.request_id)
             if flight.phase is Phase.ABORTING:
                 self._close(flight)
@@ -168,56 +176,81 @@ class Follower:
     def _on_failed(self, flight: InFlight, failed: Failed) -> None:
         if flight.phase is Phase.ABORTING:
             self._close(flight, failed)
-        elif failed.kind is FailureKind.REFUSED and flight.answer.num_in_order == 0:
-            self._retry(flight, failed.message)
+        elif failed.kind is FailureKind.REFUSED:
+            self._make_homeless(flight, self._mover.on_refused, failed.message)
+            self.settle_homeless()
         else:
             self._fail(flight, _error_of(failed), failed)
 
     def _on_aborted(self, flight: InFlight, aborted: Aborted) -> None:
         if flight.phase is Phase.SERVING and not flight.answer.has_ended(aborted.choice):
-            error = UnavailableError(f"worker {flight.placement.decode.worker_id} dropped the request; send it again")
+            error = UnavailableError(f"worker {_owner_id(flight)} dropped the request; send it again")
             self._fail(flight, error, None)
             return
         flight.close_choice(aborted)
         self._on_progress(flight)
 
-    def on_worker_gone(self, life: WorkerLife) -> None:
-        """Move the requests of a life that is over, or end them."""
+    def on_worker_gone(self, life: WorkerLife, *, is_orderly: bool = False) -> None:
+        """Move the requests of a life that is over: it died or (`is_orderly`) did as it was told."""
+        reason = f"worker {life.worker_id} was taken out of service" if is_orderly else f"worker {life.worker_id} died"
         for flight in list(self._in_flight.values()):
-            if flight.placement.decode is life:
-                self._on_decode_gone(flight)
-            elif flight.placement.prefill is life and flight.phase is Phase.SERVING and not flight.answer.num_in_order:
-                # The decode worker, which is told of the death, takes the prompt back: here only the load moves.
-                flight.placement.on_prefill_gone(flight.request_id)
+            if flight.owner is life:
+                self._on_owner_gone(flight, reason, is_orderly=is_orderly)
+            elif flight.owner is not None and flight.phase is Phase.SERVING and not flight.answer.num_in_order:
+                assert flight.placement is not None
+                if flight.placement.prefill is life:
+                    # The decode worker, which is told of the death, takes the prompt back: here only the load moves.
+                    flight.placement.on_prefill_gone(flight.request_id)
+        self.settle_homeless()
 
-    def _on_decode_gone(self, flight: InFlight) -> None:
-        worker_id = flight.placement.decode.worker_id
+    def _on_owner_gone(self, flight: InFlight, reason: str, *, is_orderly: bool) -> None:
         if flight.phase is Phase.ABORTING:
             self._close(flight)
-        elif flight.phase is Phase.SERVING and flight.answer.num_in_order == 0:
-            self._retry(flight, f"worker {worker_id} died before it answered")
         elif flight.phase is Phase.SERVING:
-            # Here a running answer would move: prompt and tokens so far to another worker, or adopted where they are.
-            error = UnavailableError(f"worker {worker_id} died while answering; send the request again")
+            self._make_homeless(flight, partial(self._mover.on_worker_gone, is_orderly=is_orderly), reason)
+
+    def settle_homeless(self) -> None:
+        """Send requests without a worker to one, as far as there is any; called whenever one may have become ready."""
+        for flight in list(self._homeless.values()):
+            try:
+                if self._mover.try_settle(flight):
+                    del self._homeless[flight.request_id]
+            except RequestError as error:
+                self._fail(flight, error, None)
+
+    def _make_homeless(self, flight: InFlight, note: Callable[[InFlight, str], None], reason: str) -> None:
+        """Let a request leave its worker, as `note` takes down; `settle_homeless` is to follow."""
+        try:
+            note(flight, reason)
+        except RequestError as error:
             self._fail(flight, error, None)
+        else:
+            self._homeless[flight.request_id] = flight
 
     def sweep(self) -> None:
         """End every wait whose time has come."""
         now_s = self._clock.now_s()
         for flight in [flight for flight in self._in_flight.values() if now_s >= flight.give_up_s]:
-            worker_id = flight.placement.decode.worker_id
             match flight.phase:
                 case Phase.SERVING:
                     self._decide(
                         flight, "failed", RequestTimeoutError("the deadline passed before the answer was complete")
                     )
                     self._abort_or_close(flight)
+                case Phase.HOMELESS:
+                    self._fail(flight, self._why_homeless(flight, now_s), None)
                 case Phase.END_HELD:
-                    lost = UnavailableError("a part of the answer was lost with a worker; send the request again")
-                    self._fail(flight, lost, None)
+                    self._make_homeless(flight, self._mover.on_answer_torn, "a part of the answer was lost")
                 case Phase.ABORTING:
-                    log.warning("%s did not confirm the end of %s in time", worker_id, flight.request_id)
+                    log.warning("%s did not confirm the end of %s in time", _owner_id(flight), flight.request_id)
                     self._close(flight)
+        self.settle_homeless()
+
+    def _why_homeless(self, flight: InFlight, now_s: float) -> RequestError:
+        if now_s >= flight.request.deadline_s:
+            return RequestTimeoutError("the deadline passed before a worker took the request")
+        reason = flight.setback or "no worker is up"
+        return UnavailableError(f"{reason}, and none came back in {self._settings.homeless_timeout_s:.0f} s; try again")
 
     def stop(self) -> None:
         """End all requests: nobody will receive their messages any more."""
@@ -227,63 +260,9 @@ class Follower:
                 self._abort_or_close(flight)
             self._close(flight)
 
-    def _place(self, request: Request, hashes: list[BlockHash], excluded: set[PeerAddress]) -> Placement:
-        """Choose workers. Raises: RequestTimeoutError, UnavailableError."""
-        if self._clock.now_s() >= request.deadline_s:
-            raise RequestTimeoutError("the deadline passed before a worker took the request")
-        num_prompt_tokens, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
-        num_answer_tokens = min(self.history.mean_output_tokens, max_tokens) * request.num_choices
-        num_most_tokens = min(num_prompt_tokens + max_tokens, self._max_model_len)
-        placement = self._placer.try_place(num_prompt_tokens, hashes, excluded, num_answer_tokens, num_most_tokens)
-        if placement is None:
-            raise UnavailableError(NO_WORKER)
-        return placement
-
-    def _submit(self, flight: InFlight) -> None:
-        """Send a placed request, elsewhere if its worker cannot be reached. Raises: as `_move`."""
-        while True:
-            prefill = flight.placement.prefill
-            submit = Submit(
-                request=flight.request, attempt=flight.attempt, prefill=None if prefill is None else prefill.address
-            )
-            try:
-                self._outbox.send(flight.placement.decode.address.endpoint, submit)
-            except PeerUnreachableError as error:
-                self._move(flight, str(error))
-            else:
-                flight.routed_s = self._clock.now_s()
-                flight.placement.assign(flight.request_id, flight.request.num_choices)
-                return
-
-    def _move(self, flight: InFlight, reason: str) -> None:
-        """Place a request on a worker that has not had it. Raises: RequestTimeoutError, UnavailableError."""
-        worker_id = flight.placement.decode.worker_id
-        log.info("attempt %d at %s on %s came to nothing: %s", flight.attempt, flight.request_id, worker_id, reason)
-        flight.refused_by.add(flight.placement.decode.address)
-        if flight.attempt + 1 >= self._settings.max_attempts:
-            raise UnavailableError(f"no worker took the request in {flight.attempt + 1} attempts; the last: {reason}")
-        try:
-            flight.placement = self._place(flight.request, flight.prompt_hashes, flight.refused_by)
-        except UnavailableError:
-            raise UnavailableError(
-                f"{reason}, and no other decode worker takes requests now; try again later"
-            ) from None
-        flight.attempt += 1
-
-    def _retry(self, flight: InFlight, reason: str) -> None:
-        """Make another attempt at a request of which no token has come; fail it if there is none left."""
-        flight.placement.release(flight.request_id)
-        flight.answer.restart()
-        flight.reopen()
-        try:
-            self._move(flight, reason)
-            self._submit(flight)
-        except RequestError as error:
-            self._fail(flight, error, None)
-
     def _abort_or_close(self, flight: InFlight) -> None:
-        """Have the decode worker free what the request holds; if it has said that it holds nothing, close."""
-        if flight.phase is Phase.END_HELD:
+        """Have the decode worker free what the request holds; if there is none, or it holds nothing, close."""
+        if flight.phase in {Phase.END_HELD, Phase.HOMELESS}:
             self._close(flight)
             return
         self._send_abort(flight, None)
@@ -299,11 +278,12 @@ class Follower:
 
     def _send_abort(self, flight: InFlight, choice: int | None) -> None:
         """Tell the decode worker that nobody waits for this choice (None: for any)."""
-        abort = Abort(request_id=flight.request_id, choice=choice)
+        if flight.owner is None:
+            return
         try:
-            self._outbox.send(flight.placement.decode.address.endpoint, abort)
+            self._outbox.send(flight.owner.address.endpoint, Abort(request_id=flight.request_id, choice=choice))
         except PeerUnreachableError as error:
-            log.warning("%s was not told to abort %s: %s", flight.placement.decode.worker_id, flight.request_id, error)
+            log.warning("%s was not told to abort %s: %s", _owner_id(flight), flight.request_id, error)
 
     def _decide(self, flight: InFlight, outcome: str, error: RequestError | None) -> None:
         """Fix a request's one outcome, and let its client hear of it."""
@@ -319,10 +299,16 @@ class Follower:
 
     def _close(self, flight: InFlight, failed: Failed | None = None) -> None:
         """Forget a request that has its outcome and holds nothing on any worker."""
-        flight.placement.release(flight.request_id)
+        if flight.placement is not None:
+            flight.placement.release(flight.request_id)
+        self._homeless.pop(flight.request_id, None)
         if self._in_flight.pop(flight.request_id, None) is None:
             return
         self.history.add(flight.to_record(failed, self._clock.now_s()))
+
+
+def _owner_id(flight: InFlight) -> str:
+    return "nobody" if flight.owner is None else flight.owner.worker_id
 
 
 def _error_of(failed: Failed) -> RequestError:

@@ -1,10 +1,12 @@
 """One accepted request between its first `Submit` and its end, and what is left of it afterwards.
 
-    SERVING --Finished, tokens missing--> END_HELD --the last token, or too late--> closed
+    SERVING --Finished, tokens missing--> END_HELD --the last token--> closed
+    SERVING --refused, worker died--> SERVING by another worker, or HOMELESS --a worker is ready--> SERVING
+    END_HELD --too late--> likewise
     SERVING --client left, or deadline--> ABORTING --Aborted, any end, worker died, or too late--> closed
-    SERVING --Finished, Failed, or worker died and no attempt left--> closed
+    SERVING, HOMELESS --Finished, Failed, too late, or no attempt left--> closed
 
-The outcome is decided once, when the phase leaves SERVING or END_HELD; what comes later only adds figures.
+The outcome is decided once, when the request leaves for ABORTING or is closed; what comes later only adds figures.
 """
 
 from dataclasses import dataclass, field
@@ -12,15 +14,18 @@ from enum import Enum, auto
 
 from diptych.core.events import Lifecycle, RequestRecord, Timeline
 from diptych.core.ids import BlockHash, RequestId
-from diptych.core.messages import Aborted, Failed, Finished, PeerAddress
+from diptych.core.messages import Aborted, Failed, Finished, FormerAttempt, PeerAddress
 from diptych.core.request import Request
 from diptych.router.answer import Answer
 from diptych.router.placement import Placement
+from diptych.router.registry import WorkerLife
 
 
 class Phase(Enum):
     """What the router waits for."""
 
+    HOMELESS = auto()
+    """A worker that takes it. No worker has anything of it."""
     SERVING = auto()
     """Tokens, or an end."""
     END_HELD = auto()
@@ -36,29 +41,62 @@ class InFlight:
     request: Request
     prompt_hashes: list[BlockHash]
     answer: Answer
-    placement: Placement
+    last_moment_s: float
+    """When all waiting for its answer ends."""
     give_up_s: float
+    placement: Placement | None = None
+    """Of the present attempt, or of the last one while it is homeless; None before the first."""
     attempt: int = 0
-    phase: Phase = Phase.SERVING
+    phase: Phase = Phase.HOMELESS
     outcome: str | None = None
     """`stop`, `length`, `aborted` or `failed`; None while it is open."""
     refused_by: set[PeerAddress] = field(default_factory=set)
+    num_refusals: int = 0
+    num_migrations: int = 0
+    num_deaths: int = 0
+    """Of those migrations, how many nobody had asked for."""
+    former: FormerAttempt | None = None
+    """The last attempt whose worker died."""
+    setback: str = ""
+    """What the last attempt came to."""
     routed_s: float = 0.0
-    open_choices: set[int] = field(init=False)
+    migrated_s: float | None = None
+    first_token_s: float | None = None
+    """When the router got the first token of any choice."""
+    open_choices: set[int] = field(default_factory=set)
     """Those that may hold something on the decode worker: it has not told their ends."""
     num_output_tokens: int = 0
-    """Of the choices whose ends it has told."""
+    """Of the choices whose ends it, or one before it, has told."""
     last_end: Finished | Aborted | None = None
     """What it told last."""
 
-    def __post_init__(self) -> None:
-        self.reopen()
+    def open(self) -> None:
+        """Begin an attempt: the worker has all choices that have not ended."""
+        self.phase = Phase.SERVING
+        self.open_choices = set(self.answer.open_answers())
 
-    def reopen(self) -> None:
-        """Start anew: another worker has the request now, or will."""
-        self.open_choices = set(range(self.request.num_choices))
-        self.num_output_tokens = 0
+    def lose_home(self) -> None:
+        """End an attempt without an outcome: no worker has anything of it any more."""
+        if self.placement is not None:
+            self.placement.release(self.request_id)
+        self.phase = Phase.HOMELESS
+        self.answer.restart()
+        self.open_choices.clear()
         self.last_end = None
+        num_open_tokens = sum(len(token_ids) for token_ids in self.answer.open_answers().values())
+        self.num_output_tokens = self.answer.num_in_order - num_open_tokens
+
+    @property
+    def owner(self) -> WorkerLife | None:
+        """The worker that writes the answer now; None while it is homeless."""
+        return None if self.placement is None or self.phase is Phase.HOMELESS else self.placement.decode
+
+    @property
+    def begun_answers(self) -> dict[int, list[int]] | None:
+        """The tokens of each choice that is to go on; None if all are and none has begun."""
+        answers = self.answer.open_answers()
+        has_begun = any(answers.values()) or len(answers) < self.request.num_choices
+        return answers if has_begun else None
 
     @property
     def request_id(self) -> RequestId:
@@ -82,16 +120,22 @@ class InFlight:
         timeline[Lifecycle.ARRIVED] = self.request.arrived_s
         timeline[Lifecycle.ROUTED] = self.routed_s
         timeline.setdefault(Lifecycle.FINISHED, now_s)
-        prefill = self.placement.prefill
+        if self.migrated_s is not None:
+            timeline[Lifecycle.MIGRATED] = self.migrated_s
+            if self.first_token_s is not None:  # the last worker knows only when it went on
+                timeline[Lifecycle.FIRST_TOKEN] = self.first_token_s
+        placement = self.placement
+        prefill = None if placement is None else placement.prefill
         finished = end if isinstance(end, Finished) else None
         return RequestRecord(
             request_id=self.request_id,
             outcome=self.outcome,
-            decode_worker=self.placement.decode.worker_id,
+            decode_worker="" if placement is None else placement.decode.worker_id,
             prefill_worker=None if prefill is None else prefill.worker_id,
             num_prompt_tokens=len(self.request.prompt_token_ids),
             num_cached_tokens=self.answer.num_cached_tokens,
             num_output_tokens=self.answer.num_in_order if self.open_choices else self.num_output_tokens,
             num_preemptions=0 if finished is None else finished.num_preemptions,
             timeline=timeline,
+            num_migrations=self.num_migrations,
         )

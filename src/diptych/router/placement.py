@@ -69,6 +69,11 @@ class Placer:
         self._block_size = block_size
         self._settings = settings
 
+    @property
+    def is_anyone_coming(self) -> bool:
+        """Whether a worker that does not take requests now is expected to, soon."""
+        return self._registry.is_anyone_coming
+
     def try_place(
         self,
         num_prompt_tokens: int,

@@ -1,9 +1,9 @@
-"""What the router needs from outside, as protocols: how prompts are hashed, how letters leave and arrive."""
+"""What the router needs from outside, as protocols: how prompts are hashed, how letters travel, who starts workers."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from diptych.core.ids import BlockHash
+from diptych.core.ids import BlockHash, WorkerId
 from diptych.core.messages import Message, PeerAddress, ToRouter
 
 
@@ -42,3 +42,25 @@ class LetterSlot(Protocol):
     async def receive(self) -> ToRouter:
         """Wait for the next message."""
         ...
+
+
+class Staff(Protocol):
+    """Ends and starts workers (launch/): the router only asks for it."""
+
+    def retire(self, address: PeerAddress, will_return: bool) -> None:
+        """End a worker that has nothing to do any more, for good or to start a new one in its place."""
+        ...
+
+    def revive(self, worker_id: WorkerId) -> None:
+        """Start a worker that is down."""
+        ...
+
+
+class NoStaff:
+    """Where nobody can be asked: workers end and start by themselves."""
+
+    def retire(self, address: PeerAddress, will_return: bool) -> None:
+        """Do nothing: the worker stays, without requests."""
+
+    def revive(self, worker_id: WorkerId) -> None:
+        """Do nothing."""

@@ -39,6 +39,8 @@ class WorkerLife:
     last_heartbeat_s: float
     ledger: Ledger
     is_over: bool = False
+    is_draining: bool = False
+    """Whether an operator has asked to give it nothing new."""
 
     @property
     def worker_id(self) -> WorkerId:
@@ -65,6 +67,10 @@ class WorkerRegistry:
         self._last_over: dict[WorkerId, int] = {}
         """The newest incarnation of a worker that is known to be over."""
         self._not_yet_up: set[WorkerId] = set(expected_workers)
+        self._outlooks: dict[WorkerId, str] = {}
+        """Of workers that are down: what happens next."""
+        self._returning: set[WorkerId] = set()
+        """Workers that are down and expected to come back."""
 
     def on_heartbeat(self, heartbeat: Heartbeat) -> WorkerLife | None:
         """Note that a worker lives; return its former life if this heartbeat shows that it is over, else None.
@@ -90,17 +96,27 @@ class WorkerRegistry:
             ended = self._end(life)
             life = WorkerLife(address, heartbeat.role, heartbeat.status, self._clock.now_s(), Ledger.empty())
             self._lives[worker_id] = life
+            self._outlooks.pop(worker_id, None)
         life.role = heartbeat.role
         life.status = heartbeat.status
         life.last_heartbeat_s = self._clock.now_s()
         life.ledger.on_status(heartbeat.status)
         if heartbeat.status.state is not WorkerState.STARTING:
             self._not_yet_up.discard(worker_id)
+            self._returning.discard(worker_id)
         return ended
 
-    def on_exited(self, worker_id: WorkerId, incarnation: int) -> WorkerLife | None:
+    def on_exited(
+        self, worker_id: WorkerId, incarnation: int, *, will_return: bool = False, outlook: str = ""
+    ) -> WorkerLife | None:
         """Note that this and all older lives are over; return the life that ends by it, None if none was known."""
         self._last_over[worker_id] = max(incarnation, self._last_over.get(worker_id, incarnation))
+        self._outlooks[worker_id] = outlook
+        if will_return:
+            self._returning.add(worker_id)
+        else:
+            self._returning.discard(worker_id)
+            self._not_yet_up.discard(worker_id)
         life = self._lives.get(worker_id)
         if life is None or life.address.incarnation > incarnation:
             return None
@@ -117,6 +133,15 @@ class WorkerRegistry:
         """Return the newest life of a worker that has been heard of."""
         return self._lives[worker_id]
 
+    def find(self, worker_id: WorkerId) -> WorkerLife | None:
+        """Return the newest life of a worker; None if it has never been heard of."""
+        return self._lives.get(worker_id)
+
+    @property
+    def is_anyone_coming(self) -> bool:
+        """Whether a worker is expected that is not up: at the start, or after the death of the one before."""
+        return bool(self._not_yet_up or self._returning)
+
     def living(self) -> list[WorkerLife]:
         """Return all lives that are not over, silent ones too."""
         return [life for life in self._lives.values() if not life.is_over]
@@ -124,7 +149,8 @@ class WorkerRegistry:
     def is_accepting(self, life: WorkerLife) -> bool:
         """Return whether new work may be sent there."""
         is_heard = self._clock.now_s() - life.last_heartbeat_s <= self._heartbeat_timeout_s
-        return not life.is_over and life.status.state is WorkerState.READY and is_heard
+        is_ready = life.status.state is WorkerState.READY and not life.is_draining
+        return not life.is_over and is_ready and is_heard
 
     @property
     def can_decode(self) -> bool:
@@ -195,13 +221,17 @@ class WorkerRegistry:
         return dict(sorted(infos.items()))
 
     def _info(self, life: WorkerLife) -> WorkerInfo:
-        status = msgspec.structs.replace(life.status, state=WorkerState.DEAD) if life.is_over else life.status
+        status = life.status
+        if life.is_over or life.is_draining:
+            state = WorkerState.DEAD if life.is_over else WorkerState.DRAINING
+            status = msgspec.structs.replace(status, state=state)
         return WorkerInfo(
             role=life.role,
             address=life.address,
             status=status,
             heartbeat_age_s=self._clock.now_s() - life.last_heartbeat_s,
             num_assigned=0 if life.is_over else life.ledger.num_requests,
+            outlook=self._outlooks.get(life.worker_id, ""),
         )
 
     def _info_before_life(self, worker_id: WorkerId) -> WorkerInfo:
@@ -213,6 +243,7 @@ class WorkerRegistry:
             status=_status_before_life(WorkerState.DEAD if has_died else WorkerState.STARTING),
             heartbeat_age_s=self._clock.now_s() - self._started_s,
             num_assigned=0,
+            outlook=self._outlooks.get(worker_id, ""),
         )
 
 

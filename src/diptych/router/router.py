@@ -14,17 +14,34 @@ from contextlib import asynccontextmanager
 
 from diptych.core.clock import Clock
 from diptych.core.cost_model import CostModel
-from diptych.core.errors import InvalidRequestError, OverloadedError, PeerUnreachableError, UnavailableError
+from diptych.core.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    PeerUnreachableError,
+    UnavailableError,
+)
 from diptych.core.events import RequestRecord
 from diptych.core.ids import BlockHash, WorkerId
-from diptych.core.messages import HealthState, Heartbeat, PeerGone, Role, Tokens, ToRouter, WorkerExited
+from diptych.core.messages import (
+    HealthState,
+    Heartbeat,
+    PeerAddress,
+    PeerGone,
+    Role,
+    Tokens,
+    ToRouter,
+    WorkerExited,
+    WorkerState,
+)
 from diptych.core.request import Request
 from diptych.core.service import AnswerPart, ClusterStatus, RunningAnswer
 from diptych.policy.admission import Rejected, admit
+from diptych.router.drains import Drains
 from diptych.router.follower import Follower
 from diptych.router.in_flight import InFlight
 from diptych.router.placement import Placer
-from diptych.router.ports import LetterBox, LetterSlot, PromptHasher
+from diptych.router.ports import LetterBox, LetterSlot, NoStaff, PromptHasher, Staff
 from diptych.router.prefix_index import PrefixIndex
 from diptych.router.registry import WorkerLife, WorkerRegistry
 from diptych.router.settings import RouterSettings
@@ -67,6 +84,7 @@ class Router:
         settings: RouterSettings,
         expected_workers: Mapping[WorkerId, Role],
         costs: Mapping[WorkerId, CostModel] | None = None,
+        staff: Staff | None = None,
     ) -> None:
         self._model = model
         self._max_model_len = max_model_len
@@ -78,6 +96,8 @@ class Router:
         self._prefixes = PrefixIndex()
         placer = Placer(self._registry, self._prefixes, hasher.block_size, settings)
         self._follower = Follower(placer, outbox, clock, settings, hasher.block_size, max_model_len)
+        self._staff = staff or NoStaff()
+        self._drains = Drains(self._registry, clock, self._staff.retire)
         self._was_ready = False
         self._is_draining = False
 
@@ -139,6 +159,19 @@ class Router:
         """Return the last requests to end, oldest first; at most `MAX_RECENT_REQUESTS`."""
         return self._follower.history.recent()
 
+    def drain_worker(self, worker_id: WorkerId, timeout_s: float, *, will_return: bool) -> PeerAddress:
+        """Take a worker out of service, in order; see `diptych.core.service.RequestService`."""
+        return self._drains.begin(worker_id, timeout_s, will_return=will_return)
+
+    def revive_worker(self, worker_id: WorkerId) -> None:
+        """Start a worker that is down; see `diptych.core.service.RequestService`."""
+        info = self._registry.worker_infos().get(worker_id)
+        if info is None:
+            raise NotFoundError(f"there is no worker {worker_id}; `diptych status` lists them")
+        if info.status.state is not WorkerState.DEAD:
+            raise UnavailableError(f"{worker_id} is {info.status.state}; only one that is down can be started")
+        self._staff.revive(worker_id)
+
     def begin_drain(self) -> None:
         """Take no new requests from now on; those that are here go on to their ends."""
         self._is_draining = True
@@ -167,6 +200,7 @@ class Router:
     def sweep(self) -> None:
         """End every wait whose time has come; called every `SWEEP_INTERVAL_S`."""
         self._follower.sweep()
+        self._drains.sweep()
 
     def on_message(self, message: ToRouter) -> None:
         """Take in one message of a worker or of the launcher."""
@@ -178,19 +212,27 @@ class Router:
             case Heartbeat():
                 # A new life of a worker is only started once the old one has been reaped, so it tells of that end too.
                 self._on_worker_gone(self._registry.on_heartbeat(message))
+                self._follower.settle_homeless()
                 self._was_ready |= self._registry.can_decode and self._registry.has_everyone_come_up
             case WorkerExited():
-                log.warning("worker %s exited with status %d", message.worker_id, message.exit_status)
                 self._prefixes.on_worker_gone(message.worker_id, message.incarnation)
-                self._on_worker_gone(self._registry.on_exited(message.worker_id, message.incarnation))
+                life = self._registry.on_exited(
+                    message.worker_id,
+                    message.incarnation,
+                    will_return=message.will_return,
+                    outlook=message.outlook,
+                )
+                self._on_worker_gone(life, is_orderly=message.exit_status == 0)
+                self._follower.settle_homeless()  # nobody may be coming any more
 
-    def _on_worker_gone(self, life: WorkerLife | None) -> None:
+    def _on_worker_gone(self, life: WorkerLife | None, *, is_orderly: bool = False) -> None:
         """Spread the word of a life that is over, then take care of its requests."""
         if life is None:
             return
         self._prefixes.on_worker_gone(life.worker_id, life.address.incarnation)
         self._outbox.forget(life.address)
-        gone = PeerGone(worker_id=life.worker_id, incarnation=life.address.incarnation)
+        address = life.address
+        gone = PeerGone(worker_id=life.worker_id, incarnation=address.incarnation, endpoint=address.endpoint)
         for peer in self._registry.living():
             if peer.worker_id == life.worker_id:
                 continue  # its successor never spoke to it
@@ -198,4 +240,4 @@ class Router:
                 self._outbox.send(peer.address.endpoint, gone)
             except PeerUnreachableError as error:
                 log.warning("%s was not told that %s is gone: %s", peer.worker_id, life.worker_id, error)
-        self._follower.on_worker_gone(life)
+        self._follower.on_worker_gone(life, is_orderly=is_orderly)

@@ -18,8 +18,14 @@ class RouterSettings:
     """What predictions are held against, where `is_adaptive`."""
     heartbeat_timeout_s: float = 10.0
     """A worker that is silent for longer gets no new work. Generous: a busy worker's heartbeats may be late."""
-    max_attempts: int = 3
-    """How often one request may be sent to workers before it fails."""
+    max_refusals: int = 3
+    """How often workers may refuse a request before it fails."""
+    max_migrations: int = 3
+    """How often a request may lose its worker before it fails: it might be the request that kills them."""
+    homeless_timeout_s: float = 30.0
+    """How long a request waits for a worker to come back when there is none."""
+    frontend: int = 1
+    """Which life of the frontend this is."""
     deadline_grace_s: float = 1.0
     """How long after a request's deadline its decode worker may still say so itself."""
     abort_timeout_s: float = 10.0

@@ -4,6 +4,7 @@ The kernel closes the launcher's end when it dies, however it dies; `end_process
 of this process, so that kill -9 of the launcher leaves nothing behind.
 """
 
+import logging
 import os
 import socket
 import threading
@@ -16,6 +17,7 @@ from diptych.core.errors import LaunchError, ProtocolError
 Incoming = TypeVar("Incoming", bound=msgspec.Struct)
 MAX_LINE_BYTES = 16 * 2**20
 EXIT_STATUS_ORPHANED = 70
+log = logging.getLogger(__name__)
 
 
 class ControlChannel(Generic[Incoming]):
@@ -25,6 +27,8 @@ class ControlChannel(Generic[Incoming]):
         self._connection = connection
         self._decoder: msgspec.json.Decoder[Incoming] = msgspec.json.Decoder(kinds)
         self._buffer = b""
+        self.has_ended = False
+        """Whether the peer has closed its end, as far as `receive_waiting` has seen."""
 
     @classmethod
     def of_descriptor(cls, descriptor: int, kinds: object) -> "ControlChannel[Incoming]":
@@ -41,6 +45,37 @@ class ControlChannel(Generic[Incoming]):
             self._connection.sendall(msgspec.json.encode(message) + b"\n")
         except (BrokenPipeError, ConnectionResetError):
             return
+
+    def try_send(self, message: msgspec.Struct) -> bool:
+        """Send a short line if that needs no waiting; tell whether it was sent. A peer that is gone is no error."""
+        try:
+            self._connection.send(msgspec.json.encode(message) + b"\n", socket.MSG_DONTWAIT)
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def receive_waiting(self) -> list[Incoming]:
+        """Return the lines that are here, without waiting for more; those that are no messages are dropped.
+
+        Raises: ProtocolError if the peer writes without ever ending a line.
+        """
+        try:
+            data = self._connection.recv(MAX_LINE_BYTES, socket.MSG_DONTWAIT)
+            self.has_ended = not data
+        except BlockingIOError:
+            data = b""
+        except ConnectionResetError:
+            data, self.has_ended = b"", True
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if len(self._buffer) > MAX_LINE_BYTES:
+            raise ProtocolError("a control message is too long")
+        messages: list[Incoming] = []
+        for line in lines:
+            try:
+                messages.append(self._decoder.decode(line))
+            except msgspec.MsgspecError as error:
+                log.warning("dropped a control message: %s", error)
+        return messages
 
     def receive(self, timeout_s: float | None) -> Incoming:
         """Wait for the next line.

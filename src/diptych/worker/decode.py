@@ -13,8 +13,17 @@ from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
 from diptych.core.errors import EngineError, GrammarError
 from diptych.core.events import FinishReason, Lifecycle
-from diptych.core.messages import Abort, FailureKind, Filled, GrantEnded, PeerGone, Submit, ToWorker
-from diptych.core.request import Request, SampledToken, TokenLogprobs
+from diptych.core.messages import (
+    Abort,
+    FailureKind,
+    Filled,
+    FrontendGone,
+    GrantEnded,
+    PeerGone,
+    Submit,
+    ToWorker,
+)
+from diptych.core.request import SampledToken, TokenLogprobs
 from diptych.engine.base import Logits, StepEngine
 from diptych.wire.mailbox import Outbox
 from diptych.worker.batch import Batch
@@ -24,10 +33,11 @@ from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.pace import Pace, Unread
 from diptych.worker.report import Report
 from diptych.worker.roster import Roster
-from diptych.worker.sampling.chooser import TokenChooser, choose_tokens
-from diptych.worker.sampling.guide import Guide, GuideMaker
+from diptych.worker.sampling.chooser import choose_tokens
+from diptych.worker.sampling.guide import GuideMaker
 from diptych.worker.sequence import Sequence, SequenceState
 from diptych.worker.sequence_blocks import SequenceBlocks
+from diptych.worker.sequence_maker import Refusal, SequenceMaker
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +60,13 @@ class DecodeRole:
     ) -> None:
         self._order = order
         self._max_model_len = max_model_len
-        self._engine = engine
         self._memory = memory
         self._clock = clock
         self._pace = pace
         self._guides = guides
         self._batch = Batch([])  # of the running step
         self._aborted_in_step: list[Sequence] = []
-        self._num_arrived = 0
+        self._maker = SequenceMaker(order, engine, blocks, max_model_len)
         self.blocks = blocks
         self.roster = Roster(order, blocks, outbox, clock, pace)
         self.report = Report()
@@ -69,7 +78,11 @@ class DecodeRole:
     def admit(self) -> None:
         """Give places to those that wait. Also called while a step runs: a prefill worker need not wait for it."""
         for sequence, error in self.roster.take_compiled():
-            self._fail(sequence, FailureKind.INVALID, str(error))
+            if error is not None:
+                self._fail(sequence, FailureKind.INVALID, str(error))
+            elif (reason := self._why_over(sequence)) is not None:
+                self.roster.leave(sequence)
+                self.report.add_finished(sequence, reason, self._clock.now_s())
         self.roster.admit()
 
     # Messages
@@ -90,46 +103,31 @@ class DecodeRole:
                 if handoff is not None:
                     self._read_here(handoff, reason)
             case PeerGone(worker_id=worker_id, incarnation=incarnation):
+                self.blocks.on_worker_gone(worker_id)
                 for handoff in self.roster.settle_all_of(worker_id, incarnation):
                     self._read_here(handoff, f"{worker_id} is gone")
+            case FrontendGone(incarnation=incarnation):
+                for sequence in self.roster.of_frontends(incarnation):
+                    self._abort(sequence)
             case _:
                 pass
 
     def _on_submit(self, message: Submit) -> None:
-        request = message.request
-        sequence = Sequence(
-            request=request,
-            attempt=message.attempt,
-            prefill=message.prefill,
-            arrival=self._num_arrived,
-            token_ids=list(request.prompt_token_ids),
-            block_hashes=self.blocks.hash_prompt(request),
-            chooser=self._chooser(request, 0, None),
-            num_due_choices=request.num_choices - 1,
-        )
-        self._num_arrived += request.num_choices
-        now_s = self._clock.now_s()
-        if sequence.num_prompt_tokens >= self._max_model_len:
-            text = (
-                f"a prompt of {sequence.num_prompt_tokens} tokens leaves no room for an answer in {self._max_model_len}"
-            )
-            self.report.add_failed(sequence, FailureKind.INVALID, text, now_s)
-        elif request.num_choices > self._order.max_num_seqs:
-            text = f"{request.num_choices} answers to a request are more than the {self._order.max_num_seqs} that run"
-            self.report.add_failed(sequence, FailureKind.INVALID, f"{text} at a time (--max-num-seqs)", now_s)
-        elif self._most_tokens(request) > self.blocks.cache.num_blocks * self.blocks.block_size:
-            text = f"{self._order.worker_id}'s blocks do not hold so long an answer"
-            self.report.add_failed(sequence, FailureKind.REFUSED, text, now_s)
-        elif self.roster.is_full:
-            self.report.add_failed(sequence, FailureKind.REFUSED, f"{self._order.worker_id}'s queue is full", now_s)
-        elif request.sampling.grammar is not None:
-            self.roster.add_compiling(sequence, self._guides.compile(request.sampling.grammar))
-        else:
-            self.roster.add(sequence)
-
-    def _most_tokens(self, request: Request) -> int:
-        """Return how long an answer may get, with its prompt. Its last token is never computed."""
-        return min(len(request.prompt_token_ids) + request.sampling.max_tokens, self._max_model_len) - 1
+        sequences = self._maker.make(message)
+        refusal = self._maker.why_not(message.request)
+        if refusal is None and self.roster.is_full:
+            refusal = Refusal(FailureKind.REFUSED, f"{self._order.worker_id}'s queue is full")
+        if refusal is not None:
+            self.report.add_failed(sequences[0], refusal.kind, refusal.message, self._clock.now_s())
+            return
+        for sequence in sequences:
+            reason = self._why_over(sequence)
+            if reason is not None:  # its worker died between the last token and the word that it was the last
+                self.report.add_finished(sequence, reason, self._clock.now_s())
+            elif message.request.sampling.grammar is not None:
+                self.roster.add_compiling(sequence, self._guides.compile(message.request.sampling.grammar))
+            else:
+                self.roster.add(sequence)
 
     def _abort(self, sequence: Sequence) -> None:
         if sequence in self._batch:
@@ -154,7 +152,7 @@ class DecodeRole:
         sequence.note_first(Lifecycle.FIRST_TOKEN, message.first_token_s)
         if sequence.num_output_tokens == 0:  # else it has been here before: its tokens are known
             # The prefill worker has told the first tokens already, but may have died before the router heard it.
-            self._begin_answers(sequence, self._choices(sequence), message.first_tokens, message.prompt_logprobs)
+            self._begin_answers(sequence, self._maker.choices(sequence), message.first_tokens, message.prompt_logprobs)
 
     def _is_intact(self, sequence: Sequence, message: Filled) -> bool:
         if message.kv_checksum is None:
@@ -228,7 +226,7 @@ class DecodeRole:
     def _on_logits(self, batch: Batch, logits: Logits) -> None:
         """Sample, then record what was computed: what gave no token is not to be found in the cache."""
         batch.keep_prompt_logprobs(logits)
-        answers = {sequence: self._choices(sequence) for sequence in batch.sampled}
+        answers = {sequence: self._maker.choices(sequence) for sequence in batch.sampled}
         wanted = [(batch.last_row[head], member.chooser) for head, members in answers.items() for member in members]
         tokens = iter(choose_tokens(logits, wanted))
         chosen = {head: [next(tokens) for _ in members] for head, members in answers.items()}
@@ -258,34 +256,6 @@ class DecodeRole:
 
     # Answers
 
-    def _chooser(self, request: Request, choice: int, guide: Guide | None) -> TokenChooser:
-        return TokenChooser(
-            request.sampling,
-            choice=choice,
-            prompt_token_ids=request.prompt_token_ids,
-            eos_token_ids=self._engine.eos_token_ids,
-            vocab_size=self._engine.vocab_size,
-            guide=guide,
-        )
-
-    def _choices(self, head: Sequence) -> list[Sequence]:
-        """Return who goes on from here: a sequence and, its prompt having been read, the choices that it stood for."""
-        guide = head.chooser.guide
-        return [head] + [
-            Sequence(
-                request=head.request,
-                attempt=head.attempt,
-                prefill=head.prefill,
-                arrival=head.arrival + choice,
-                token_ids=list(head.request.prompt_token_ids),
-                block_hashes=head.block_hashes[: head.num_prompt_tokens // self.blocks.block_size],
-                chooser=self._chooser(head.request, choice, None if guide is None else guide.copy()),
-                num_cached_tokens=head.num_cached_tokens,
-                timeline=head.timeline.copy(),
-            )
-            for choice in range(1, head.num_places)
-        ]
-
     def _begin_answers(
         self,
         head: Sequence,
@@ -306,18 +276,21 @@ class DecodeRole:
         sequence.token_ids.append(token.token_id)
         sequence.chooser.on_token(token.token_id)
         self.report.add_token(sequence, token)
-        if sequence.chooser.is_over:
-            reason = FinishReason.STOP
-        elif (
-            sequence.num_output_tokens >= sequence.request.sampling.max_tokens
-            or len(sequence.token_ids) >= self._max_model_len
-        ):
-            reason = FinishReason.LENGTH
-        else:
+        reason = self._why_over(sequence)
+        if reason is None:
             return
         self.roster.leave(sequence)
         self._pace.on_answer(sequence.num_output_tokens)
         self.report.add_finished(sequence, reason, self._clock.now_s())
+
+    def _why_over(self, sequence: Sequence) -> FinishReason | None:
+        """Return why nothing follows an answer's last token; None if it goes on."""
+        if sequence.num_output_tokens and sequence.chooser.is_over:
+            return FinishReason.STOP
+        is_full = len(sequence.token_ids) >= self._max_model_len
+        if is_full or sequence.num_output_tokens >= sequence.request.sampling.max_tokens:
+            return FinishReason.LENGTH
+        return None
 
     def _fail(self, sequence: Sequence, kind: FailureKind, message: str) -> None:
         """End a request in all its choices."""

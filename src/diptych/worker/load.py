@@ -57,6 +57,11 @@ class Speed:
         """Return how long a step will take."""
         return self._scale * self._costs.work_s(work)
 
+    def predict_slow_s(self, prompts: StepWork, answers: StepWork) -> float:
+        """Return how long a step takes by the most pessimistic of what is known: prediction, speed as measured."""
+        read_s = prompts.num_tokens / max(self.prefill_tokens_per_s, 1e-9)
+        return max(self.predict_s(prompts.joined(answers)), read_s)
+
     def on_step(self, prompts: StepWork, answers: StepWork, duration_s: float) -> None:
         """Take a step into account: its prompts' part and its answers' part."""
         self.num_steps += 1

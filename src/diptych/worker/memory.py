@@ -7,7 +7,7 @@ from typing import NamedTuple
 from diptych.core.ids import BlockId, RequestId
 from diptych.engine.base import Logits, Row, StepEngine
 from diptych.kv.block_table import TableUse, check_block_tables
-from diptych.kv.header import SegmentHeader
+from diptych.kv.header import BlockCommit, SegmentHeader
 from diptych.kv.layout import KVLayout
 
 
@@ -48,6 +48,15 @@ class WorkerMemory:
         """
         self.check(parts)
         return engine.step([part.row for part in parts])
+
+    def try_adopt(self, record: BlockCommit, target: BlockId) -> bool:
+        """Copy a dead worker's block, which a successor may reserve anew at any moment; tell whether it has not.
+
+        The copy is whole if the record still holds afterwards: whoever reserves a block voids its record before he
+        writes.
+        """
+        self.copy_block(record.block_id, target)
+        return self.header.committed([record.block_id]) == [record]
 
     def copy_block(self, source: BlockId, target: BlockId) -> None:
         """Copy a block's KV into another; nobody may be writing either."""

@@ -12,6 +12,7 @@ from itertools import accumulate
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
 from diptych.core.errors import BlockTableError, EngineError, PeerUnreachableError
+from diptych.core.ids import WorkerId
 from diptych.core.messages import (
     Filled,
     Grant,
@@ -93,6 +94,7 @@ class PrefillRole:
         self._pace = pace
         self._queue: list[GrantedPrompt] = []
         self._batch: list[tuple[GrantedPrompt, int]] = []  # of the running step: who, and how many tokens
+        self._gone: dict[WorkerId, int] = {}
         self._in_step: list[Revoke | PeerGone] = []  # came during the running step, which writes into the blocks
 
     def load(self) -> Load:
@@ -103,8 +105,10 @@ class PrefillRole:
     def on_message(self, message: ToWorker) -> None:
         """Take up a grant, or give one back. Messages for decode workers mean nothing here and are passed over."""
         match message:
-            case Grant():
-                self._queue.append(GrantedPrompt(message, message.num_cached_tokens))
+            case Grant(decode=decode):
+                # One that was overtaken by the news of its sender's death: its blocks are somebody else's by now.
+                if decode.incarnation > self._gone.get(decode.worker_id, -1):
+                    self._queue.append(GrantedPrompt(message, message.num_cached_tokens))
             case Revoke() | PeerGone() if self._batch:
                 self._in_step.append(message)
             case Revoke(request_id=request_id, epoch=epoch, decode=decode):
@@ -112,6 +116,7 @@ class PrefillRole:
                 # Answered even if the grant is unknown: that nothing is written for this epoch is what is asked.
                 self._send(decode.endpoint, GrantEnded(request_id=request_id, epoch=epoch, reason="revoked"))
             case PeerGone(worker_id=worker_id, incarnation=incarnation):
+                self._gone[worker_id] = max(incarnation, self._gone.get(worker_id, incarnation))
                 self._drop_where(lambda g: g.decode.worker_id == worker_id and g.decode.incarnation <= incarnation)
             case _:
                 pass

@@ -74,6 +74,10 @@ class Roster:
         """Return the sequences of a request; none if it has ended or never came."""
         return list(self._by_id.get(request_id, ()))
 
+    def of_frontends(self, incarnation: int) -> list[Sequence]:
+        """Return the sequences that this life of the frontend, or one before it, has asked for."""
+        return [one for sequences in self._by_id.values() for one in sequences if one.frontend <= incarnation]
+
     def overdue(self, now_s: float) -> list[Sequence]:
         """Return a sequence of each request whose deadline has passed."""
         return [sequences[0] for sequences in self._by_id.values() if sequences[0].request.deadline_s < now_s]
@@ -85,22 +89,23 @@ class Roster:
 
     def add_compiling(self, sequence: Sequence, guide: "Future[GrammarGuide]") -> None:
         """Let a new sequence wait for its grammar first."""
-        self._by_id[sequence.request_id] = [sequence]
+        self._by_id.setdefault(sequence.request_id, []).append(sequence)
         self._compiling[sequence] = guide
         sequence.state = SequenceState.COMPILING
 
-    def take_compiled(self) -> list[tuple[Sequence, GrammarError]]:
-        """Let those wait for blocks whose grammars are ready; return those whose grammars are wrong."""
-        wrong: list[tuple[Sequence, GrammarError]] = []
+    def take_compiled(self) -> list[tuple[Sequence, GrammarError | None]]:
+        """Let those wait for blocks whose grammars are ready; return them, and with an error those that stay here."""
+        compiled: list[tuple[Sequence, GrammarError | None]] = []
         for sequence, guide in [item for item in self._compiling.items() if item[1].done()]:
             try:
-                sequence.chooser.guide = guide.result()
+                sequence.chooser.follow(guide.result(), sequence.token_ids[sequence.num_prompt_tokens :])
             except GrammarError as error:
-                wrong.append((sequence, error))
+                compiled.append((sequence, error))
             else:
                 del self._compiling[sequence]
                 self._wait(sequence)
-        return wrong
+                compiled.append((sequence, None))
+        return compiled
 
     def _wait(self, sequence: Sequence) -> None:
         """Put a sequence in the queue by its arrival: others may have lost their blocks, or compiled for longer."""

@@ -5,7 +5,7 @@ from enum import Enum, auto
 
 from diptych.core.events import Lifecycle, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId
-from diptych.core.messages import PeerAddress
+from diptych.core.messages import FormerAttempt, PeerAddress
 from diptych.core.request import Request, TokenLogprobs
 from diptych.worker.sampling.chooser import TokenChooser
 
@@ -46,6 +46,10 @@ class Sequence:
     block_hashes: list[BlockHash]
     """Of the full blocks of `token_ids` that have been hashed so far, from the first on."""
     chooser: TokenChooser
+    former: FormerAttempt | None = None
+    """The attempt of a worker that died, if this sequence goes on from there."""
+    frontend: int = 0
+    """Which life of the frontend waits for it."""
     num_due_choices: int = 0
     """Further choices that fork off once the prompt has been read."""
     state: SequenceState = SequenceState.WAITING

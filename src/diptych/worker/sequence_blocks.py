@@ -6,10 +6,12 @@ committed there after its step: that is what a successor of this worker needs, a
 
 from collections.abc import Sequence as Several
 
-from diptych.core.ids import BlockHash, BlockId
+from diptych.core.ids import BlockHash, BlockId, WorkerId
+from diptych.core.messages import FormerAttempt
 from diptych.core.request import Request
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import BlockCommit, request_key
+from diptych.kv.orphans import Orphans
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.policy.batching import MIN_CHUNK_TOKENS
 from diptych.worker.memory import WorkerMemory
@@ -30,7 +32,8 @@ class SequenceBlocks:
         self._header = memory.header
         self._hasher = hasher
         self._is_exact = is_exact
-        self._last_epoch = incarnation * EPOCHS_PER_INCARNATION
+        self._orphans: dict[WorkerId, Orphans] = {}
+        self._last_epoch = first_epoch(incarnation)
 
     def hash_prompt(self, request: Request) -> list[BlockHash]:
         """Name the full blocks of a prompt."""
@@ -53,7 +56,38 @@ class SequenceBlocks:
         self._give(sequence, shared, new)
         sequence.num_computed_tokens = len(shared) * self.block_size
         sequence.prompt_logprobs.clear()
+        if sequence.former is not None and not sequence.wants_prompt_logprobs:
+            self._adopt(sequence, sequence.former)
         return True
+
+    def on_worker_gone(self, worker_id: WorkerId) -> None:
+        """Read anew what that worker has left, when somebody asks for it."""
+        self._orphans.pop(worker_id, None)
+
+    def _adopt(self, sequence: Sequence, former: FormerAttempt) -> None:
+        """Copy what a dead worker had computed of a sequence, so that it need not be computed again.
+
+        As with the cache: one token at least is computed here, and of a prompt not one alone.
+        """
+        orphans = self._orphans.get(former.worker_id)
+        if orphans is None:
+            orphans = self._orphans[former.worker_id] = Orphans.of(self._header, former.worker_id)
+        key = _key(sequence, former.attempt)
+        size, most = self.block_size, len(sequence.token_ids) - 1
+        begin = end = sequence.num_computed_tokens
+        self._hash_up_to(sequence, most)
+        for index in range(begin // size, -(-most // size)):
+            block_hash = sequence.block_hashes[index] if index < len(sequence.block_hashes) else None
+            record = orphans.find(block_hash, key, index)
+            if record is None or not self._memory.try_adopt(record, sequence.block_table[index]):
+                break
+            end = min(index * size + record.num_tokens, most)
+            if record.num_tokens < size:
+                break
+        if 0 < sequence.num_prompt_tokens - end < MIN_CHUNK_TOKENS:
+            end = sequence.num_prompt_tokens - MIN_CHUNK_TOKENS
+        if end > begin:
+            self.on_computed([(sequence, end - begin)])
 
     def _give(self, sequence: Sequence, shared: list[BlockId], new: list[BlockId]) -> None:
         """Let a sequence read `shared` blocks, and write `new` ones under an epoch of its own."""
@@ -91,7 +125,7 @@ class SequenceBlocks:
         child.num_computed_tokens = parent.num_prompt_tokens
         if num_in_last:
             self._memory.copy_block(parent.block_table[num_full], new[0])
-            key = request_key(child.request_id, child.attempt, child.choice)
+            key = _key(child, child.attempt)
             self._header.commit([BlockCommit(new[0], None, key, num_full, num_in_last, child.epoch)])
         return True
 
@@ -113,13 +147,15 @@ class SequenceBlocks:
             begin = sequence.num_computed_tokens
             sequence.num_computed_tokens = end = begin + num_tokens
             self._hash_up_to(sequence, end)
-            key = request_key(sequence.request_id, sequence.attempt, sequence.choice)
+            key = _key(sequence, sequence.attempt)
             for index in range(begin // self.block_size, (end - 1) // self.block_size + 1):
                 num_filled = min(end - index * self.block_size, self.block_size)
-                block_hash = sequence.block_hashes[index] if num_filled == self.block_size else None
+                # Only what may be found has a name, in the header too: a successor takes its cache from there.
+                is_named = num_filled == self.block_size and self._may_cache(sequence, index)
+                block_hash = sequence.block_hashes[index] if is_named else None
                 block_id = sequence.block_table[index]
                 commits.append(BlockCommit(block_id, block_hash, key, index, num_filled, sequence.epoch))
-                if block_hash is not None and self._may_cache(sequence, index):
+                if block_hash is not None:
                     self.cache.insert(block_hash, block_id)
         self._header.commit(commits)
 
@@ -138,3 +174,21 @@ class SequenceBlocks:
         self.cache.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed_tokens = 0
+
+
+def first_epoch(incarnation: int) -> int:
+    """Return the epoch under which a life of a worker warms up; its requests get later ones."""
+    return incarnation * EPOCHS_PER_INCARNATION
+
+
+def spare_blocks(
+    block_ids: Several[BlockId], held: Several[tuple[BlockHash, BlockId]], num_wanted: int
+) -> list[BlockId]:
+    """Return blocks to warm up in: those that hold nothing, then those that are evicted first."""
+    by_eviction = {block_id: place for place, (_, block_id) in enumerate(held)}
+    return sorted(block_ids, key=lambda block_id: by_eviction.get(block_id, -1))[:num_wanted]
+
+
+def _key(sequence: Sequence, attempt: int) -> bytes:
+    """Name what the header's records call a sequence as that attempt at it."""
+    return request_key(sequence.request_id, sequence.request.arrived_s, attempt, sequence.choice)

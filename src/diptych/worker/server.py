@@ -22,6 +22,7 @@ from diptych.core.messages import (
     HEARTBEAT_INTERVAL_S,
     CacheChange,
     Heartbeat,
+    PeerGone,
     Role,
     ToWorker,
     WorkerState,
@@ -31,6 +32,7 @@ from diptych.engine.base import StepEngine, WarmUp
 from diptych.engine.loading import load_engine
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes
+from diptych.kv.orphans import Orphans
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.models.vocabulary import load_vocabulary
 from diptych.transfer.segment import Segment
@@ -40,12 +42,13 @@ from diptych.wire.mailbox import Inbox, Outbox
 from diptych.wire.wake import Wake
 from diptych.worker.both_roles import BothRoles
 from diptych.worker.decode import DecodeRole
+from diptych.worker.lifeline import Lifeline
 from diptych.worker.load import Speed, work_of
 from diptych.worker.memory import WorkerMemory
 from diptych.worker.pace import Pace
 from diptych.worker.prefill import PrefillRole
 from diptych.worker.sampling.guide import GrammarCompiler
-from diptych.worker.sequence_blocks import SequenceBlocks
+from diptych.worker.sequence_blocks import SequenceBlocks, first_epoch, spare_blocks
 from diptych.worker.step_thread import StepThread
 
 LEASE_TIMEOUT_S = 120.0
@@ -57,12 +60,19 @@ log = logging.getLogger(__name__)
 class Worker:
     """The loop of one worker, from the first message to SIGTERM."""
 
-    def __init__(
-        self, order: WorkerOrder, engine: StepEngine, memory: WorkerMemory, lease: Lease, clock: Clock
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
+        self,
+        order: WorkerOrder,
+        engine: StepEngine,
+        memory: WorkerMemory,
+        lease: Lease,
+        clock: Clock,
+        lifeline: Lifeline,
     ) -> None:
         self._order = order
         self._engine = engine
         self._clock = clock
+        self._lifeline = lifeline
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox = Outbox(self._context)
         self._inbox: Inbox[ToWorker] = Inbox(self._context, order.endpoint, ToWorker)
@@ -75,9 +85,14 @@ class Worker:
             self._wake.raise_flag,
         )
         block_ids = memory.header.owned_blocks(order.worker_id)
-        self._speed = Speed(engine.warm_up(_warm_up_plan(order), block_ids[:WARM_UP_BLOCKS]), lease.costs)
+        # What a former life of this worker had cached is there still.
+        held = Orphans.of(memory.header, order.worker_id).cached()
+        scratch = spare_blocks(block_ids, held, WARM_UP_BLOCKS)
+        memory.header.reserve(scratch, first_epoch(order.incarnation))  # whatever they held, they hold no longer
+        held = [(block_hash, block_id) for block_hash, block_id in held if block_id not in scratch]
+        self._speed = Speed(engine.warm_up(_warm_up_plan(order), scratch), lease.costs)
         pace = Pace(order, lease.costs, self._speed, clock)
-        self._cache = PrefixCache(block_ids if order.writes_answers else [])
+        self._cache = PrefixCache(block_ids, held) if order.writes_answers else PrefixCache([])
         self._num_cache_changes = 0
         prefill = PrefillRole(order, engine, memory, self._outbox, clock, pace)
         self._decode: DecodeRole | None = None
@@ -119,9 +134,13 @@ class Worker:
         self._context.term()
 
     def _turn(self) -> None:
-        timeout_s = min(max(self._next_heartbeat_s - self._clock.now_s(), 0.0), HEARTBEAT_INTERVAL_S)
+        due_s = min(self._next_heartbeat_s, self._lifeline.next_s())
+        timeout_s = min(max(due_s - self._clock.now_s(), 0.0), HEARTBEAT_INTERVAL_S)
         for message in self._inbox.receive(timeout_s, self._wake):
             self._role.on_message(message)
+            if isinstance(message, PeerGone):
+                self._lifeline.on_gone(message)
+                self._outbox.forget(message.address)
         done = self._steps.try_take()
         if done is not None:
             outcome, duration_s = done
@@ -130,15 +149,21 @@ class Worker:
             self._role.on_step_done(outcome)
         if self._decode is not None:
             self._decode.admit()
+        self._lifeline.on_turn(is_in_step=self._steps.is_running)
         if not self._steps.is_running:
-            parts = self._role.plan_step()
-            if parts:
-                self._step_work = work_of(parts)
-                self._steps.start(parts)
-                self._role.prepare_sampling()
+            self._start_step()
         self._report()
         if self._clock.now_s() >= self._next_heartbeat_s:
             self._send_heartbeat(WorkerState.READY)
+
+    def _start_step(self) -> None:
+        parts = self._role.plan_step()
+        if not parts:
+            return
+        self._step_work = work_of(parts)
+        self._lifeline.on_step_begin(self._speed.predict_slow_s(*self._step_work))
+        self._steps.start(parts)
+        self._role.prepare_sampling()
 
     def _report(self) -> None:
         if self._decode is None:
@@ -241,7 +266,7 @@ def _start(control: ControlChannel[FromLauncher]) -> Worker:
     blocks_at = header_bytes(header.num_blocks, header.shape.extent_blocks)
     blocks = segment.view(blocks_at, header.num_blocks * layout.block_bytes)
     engine.bind(blocks, header.num_blocks)
-    return Worker(order, engine, WorkerMemory(header, blocks, layout), lease, clock)
+    return Worker(order, engine, WorkerMemory(header, blocks, layout), lease, clock, Lifeline(control, clock))
 
 
 def main() -> int:

@@ -108,6 +108,12 @@ class TokenChooser:
             return best
         return draw_token(logits, best, self.params, Position(self.params.seed, self.choice, self._num_tokens))
 
+    def follow(self, guide: Guide, answer: Iterable[int]) -> None:
+        """Keep to a grammar from now on; `answer` is what there is of it already."""
+        self.guide = guide
+        for token_id in answer:
+            guide.on_token(token_id)
+
     def on_token(self, token_id: int) -> None:
         """Take note that `token_id` is the answer's next token."""
         self._num_tokens += 1

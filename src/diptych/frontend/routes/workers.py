@@ -1,0 +1,44 @@
+"""Routes by which an operator takes workers out of service and back."""
+
+import msgspec
+from fastapi import FastAPI
+from pydantic import Field
+from starlette.responses import Response
+
+from diptych.core.ids import WorkerId
+from diptych.core.messages import PeerAddress
+from diptych.core.service import RequestService
+from diptych.frontend.openai.fields import Body
+from diptych.frontend.openai.wire import encode
+from diptych.frontend.openapi import answers
+
+MOST_DRAIN_S = 3600.0
+
+
+class DrainOrder(Body):
+    """How a worker is to be taken out of service."""
+
+    timeout_s: float = Field(30.0, ge=0, le=MOST_DRAIN_S, description="What still runs then goes on elsewhere.")
+    will_return: bool = Field(False, description="Whether a new worker takes its place.")
+
+
+class DrainBegun(msgspec.Struct, frozen=True):
+    """Which life of the worker will end."""
+
+    worker: PeerAddress
+
+
+def add_worker_routes(app: FastAPI, service: RequestService) -> None:
+    """Add /diptych/workers/{worker_id}/drain and /start."""
+
+    @app.post("/diptych/workers/{worker_id}/drain", responses=answers(DrainBegun, has_body=True, not_found=True))
+    async def drain(worker_id: str, body: DrainOrder) -> Response:
+        """Give a worker nothing new; end it when it has nothing left to do, or in time. Answers at once."""
+        address = service.drain_worker(WorkerId(worker_id), body.timeout_s, will_return=body.will_return)
+        return Response(encode(DrainBegun(address)), media_type="application/json")
+
+    @app.post("/diptych/workers/{worker_id}/start", responses=answers(None, has_body=True, not_found=True))
+    async def start(worker_id: str) -> Response:
+        """Start a worker that is down. Answers at once."""
+        service.revive_worker(WorkerId(worker_id))
+        return Response(b"{}", media_type="application/json")

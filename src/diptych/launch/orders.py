@@ -1,0 +1,139 @@
+"""What each process is told when it starts, for its first life and for every further one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diptych.core.config import ServeConfig
+from diptych.core.control import FrontendOrder, LayoutReport, Lease, ModelOrder, WorkerOrder
+from diptych.core.errors import ConfigError
+from diptych.core.ids import WorkerId
+from diptych.core.messages import Role
+from diptych.launch.cores import CorePlan
+from diptych.launch.costs import Costs
+from diptych.launch.run_directory import RunDirectory
+from diptych.launch.segment_plan import SegmentPlan
+from diptych.models import ModelFolder
+
+NICENESS_BESIDE_FRONTEND = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What is known once the workers have compiled the model: it holds for all lives of all of them."""
+
+    layout: LayoutReport
+    plan: SegmentPlan
+    costs: Costs
+
+    def lease(self, worker_id: WorkerId) -> Lease:
+        """Return what a worker is told when its blocks are its own."""
+        return Lease(max_model_len=self.plan.max_model_len, costs=self.costs.models[worker_id])
+
+
+class Orders:
+    """Writes orders from the configuration."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        model: ModelFolder,
+        roles: Mapping[WorkerId, Role],
+        cores: CorePlan,
+        directory: RunDirectory,
+    ) -> None:
+        """Raises: ConfigError if the chat template cannot be read."""
+        self.roles = dict(roles)
+        self._config = config
+        self._model = model
+        self._cores = cores
+        self._directory = directory
+        self._chat_template = None if config.chat_template is None else read_template(config.chat_template)
+
+    @property
+    def router_endpoint(self) -> str:
+        """The router's inbox, in all its lives."""
+        return self._directory.endpoint("router")
+
+    def worker_endpoint(self, worker_id: WorkerId, incarnation: int) -> str:
+        """Return the inbox of a life of a worker."""
+        return self._directory.endpoint(f"{worker_id}-{incarnation}")
+
+    def worker(self, worker_id: WorkerId, incarnation: int, segment_descriptor: int) -> WorkerOrder:
+        """Return the order of a life of a worker."""
+        config, cores = self._config, self._cores.workers[worker_id]
+        return WorkerOrder(
+            worker_id=worker_id,
+            incarnation=incarnation,
+            role=self.roles[worker_id],
+            cores=cores,
+            niceness=NICENESS_BESIDE_FRONTEND if _overlap(cores, self._cores.frontend) else 0,
+            engine=config.engine,
+            modeled_time_scale=config.modeled_time_scale,
+            kv_dtype=config.kv_dtype,
+            model=self._model_order(),
+            endpoint=self.worker_endpoint(worker_id, incarnation),
+            router_endpoint=self.router_endpoint,
+            segment_fd=segment_descriptor,
+            max_num_seqs=config.max_num_seqs,
+            chunk_tokens=config.chunk_tokens,
+            decode_chunk_tokens=config.decode_chunk_tokens,
+            local_prefill_max_tokens=config.local_prefill_max_tokens,
+            is_adaptive=config.adaptive,
+            slo_ttft_s=config.slo_ttft_s,
+            slo_tpot_s=config.slo_tpot_s,
+            is_exact=config.exact,
+            has_kv_checksums=config.kv_checksums,
+        )
+
+    def frontend(self, incarnation: int, port: int, agreement: Agreement) -> FrontendOrder:
+        """Return the order of a life of the frontend, which listens on `port`."""
+        config = self._config
+        return FrontendOrder(
+            incarnation=incarnation,
+            model=self._model_order(),
+            max_model_len=agreement.plan.max_model_len,
+            endpoint=self.router_endpoint,
+            host=config.host,
+            port=port,
+            root_path=config.root_path,
+            cors_origins=config.cors_origins,
+            chat_template=self._chat_template,
+            cores=self._cores.frontend,
+            layout_fingerprint=agreement.layout.fingerprint,
+            block_size=agreement.layout.block_size,
+            workers=self.roles,
+            request_timeout_s=config.request_timeout_s,
+            drain_timeout_s=config.drain_timeout_s,
+            max_outstanding_requests=config.max_queue,
+            local_prefill_max_tokens=config.local_prefill_max_tokens,
+            is_adaptive=config.adaptive,
+            slo_ttft_s=config.slo_ttft_s,
+            slo_tpot_s=config.slo_tpot_s,
+            costs=agreement.costs.models,
+        )
+
+    def _model_order(self) -> ModelOrder:
+        model = self._model
+        return ModelOrder(
+            name=model.name, path=str(model.path), key=model.key, eos_token_ids=sorted(model.eos_token_ids)
+        )
+
+
+def _overlap(one: Sequence[int], other: Sequence[int]) -> bool:
+    return not set(one).isdisjoint(other)
+
+
+def read_template(path: Path) -> str:
+    """Return a chat template's text.
+
+    Raises: ConfigError if it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ConfigError(f"--chat-template: cannot read {path}: {reason}") from None
+    if not text.strip():
+        raise ConfigError(f"--chat-template: {path} is empty")
+    return text

@@ -1,0 +1,53 @@
+"""The place of one process in the cluster, and the lives that fill it one after the other."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from diptych.core.ids import WorkerId
+from diptych.launch.process import ChildProcess
+
+
+class SeatState(Enum):
+    """Where the present life is."""
+
+    DOWN = auto()
+    """There is none; a new one starts at `due_s`, if that is set."""
+    COMPILING = auto()
+    """It loads the model, or whatever it needs before it can be told more."""
+    FENCING = auto()
+    """A worker that could begin, but others may still be writing into its blocks for the life before."""
+    WARMING = auto()
+    """It has been told all; its loop does not turn yet."""
+    UP = auto()
+    """Its loop turns, or it is not heard of for too long and will be killed."""
+
+
+@dataclass(slots=True)
+class Seat:
+    """Owned by the supervisor's thread. All times are on the monotonic clock."""
+
+    name: str
+    worker_id: WorkerId | None
+    """None: the frontend."""
+    child: ChildProcess | None
+    incarnation: int
+    state: SeatState = SeatState.UP
+    heard_s: float = 0.0
+    """When it was last heard of, while it is up; else when the present state began."""
+    due_s: float | None = None
+    deaths_s: list[float] = field(default_factory=list)
+    """When it ended without having been asked to."""
+    retirement: bool | None = None
+    """Whether a new one shall follow, once it has been asked to end; None: it has not."""
+    writers: set[tuple[WorkerId, int]] = field(default_factory=set)
+    """Other workers' lives that may still be writing into blocks for the life of this seat that ended last."""
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether this life has been leased its blocks, so that others may have to do with it."""
+        return self.state in {SeatState.WARMING, SeatState.UP}
+
+    def enter(self, state: SeatState, now_s: float) -> None:
+        """Go on to another state."""
+        self.state = state
+        self.heard_s = now_s

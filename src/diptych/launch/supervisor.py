@@ -1,0 +1,309 @@
+"""Keeps the processes of a server alive: reaps who ends, kills who hangs, starts new ones in their places.
+
+A worker's death is told to the router, which moves its requests, and to the other workers, which let go of what they
+were doing for it. Its blocks are leased to the successor only when every other worker has said that it writes none of
+them any more (or is dead itself): the fence that keeps a late writer out of somebody else's blocks.
+
+    UP --ends, or hangs and is killed--> DOWN --backoff--> COMPILING --> FENCING --> WARMING --> UP
+
+See: policy/restarting.py for the backoff.
+"""
+
+import logging
+import select
+import threading
+import time
+from collections.abc import Iterable
+
+import zmq
+
+from diptych.core.control import Alive, Fenced, LayoutReport, Retire, Revive, StartFailure, ToLauncher
+from diptych.core.errors import LaunchError, PeerUnreachableError, ProtocolError
+from diptych.core.ids import WorkerId
+from diptych.core.messages import FrontendGone, Message, PeerAddress, PeerGone, WorkerExited
+from diptych.kv.header import SegmentHeader
+from diptych.launch.orders import Agreement, Orders
+from diptych.launch.process import ChildProcess, describe_exit
+from diptych.launch.seat import Seat, SeatState
+from diptych.policy.restarting import plan_restart
+from diptych.transfer.segment import Segment
+from diptych.wire.mailbox import Outbox
+
+WORKER_MODULE = "diptych.worker.server"
+FRONTEND_MODULE = "diptych.launch.front"
+POLL_S = 0.1
+HUNG_AFTER_S = 1.75
+"""Silence after which a process is taken for hung. With `POLL_S` it is found within 2 s."""
+REAP_TIMEOUT_S = 5.0
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Watches the seats of a cluster on a thread of its own, from `start` to `stop`."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  what a new life needs, and who is alive
+        self,
+        orders: Orders,
+        agreement: Agreement,
+        segment_descriptor: int,
+        port: int,
+        start_timeout_s: float,
+        workers: dict[WorkerId, ChildProcess],
+        frontend: ChildProcess,
+    ) -> None:
+        self._orders = orders
+        self._agreement = agreement
+        self._segment_descriptor = segment_descriptor
+        self._port = port
+        self._start_timeout_s = start_timeout_s
+        now_s = time.monotonic()
+        self._frontend = Seat("frontend", None, frontend, 1, heard_s=now_s)
+        self._workers = {
+            worker_id: Seat(worker_id, worker_id, child, number, heard_s=now_s)
+            for number, (worker_id, child) in enumerate(workers.items(), start=1)
+        }
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._outbox = Outbox(self._context)
+        self._is_ending = threading.Event()
+        self._is_stopping = threading.Event()
+        self._turned_s = now_s
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self.ended = threading.Event()
+        """Set when there is no frontend any more: it was asked to end, or dies again and again."""
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def end_frontend(self, timeout_s: float) -> None:
+        """Let the frontend finish what it has and end, while everybody else is still looked after."""
+        self._is_ending.set()
+        child = self._frontend.child
+        if child is not None:
+            child.terminate()
+        self.ended.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Watch no more; whoever lives goes on. Once more does nothing."""
+        self._is_stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._outbox.close()
+        self._context.destroy(linger=0)
+
+    def workers(self) -> list[ChildProcess]:
+        """Return all workers' processes that have not been reaped; only after `stop`."""
+        return [seat.child for seat in self._workers.values() if seat.child is not None]
+
+    def frontend(self) -> ChildProcess | None:
+        """Return the frontend's process, if there is one; only after `stop`."""
+        return self._frontend.child
+
+    def _seats(self) -> Iterable[Seat]:
+        return [*self._workers.values(), self._frontend]
+
+    # The loop
+
+    def _run(self) -> None:
+        while not self._is_stopping.is_set():
+            self._wait()
+            now_s = time.monotonic()
+            # Where this process itself stood still, nobody else was silent.
+            stood_still_s = now_s - self._turned_s - POLL_S
+            self._turned_s = now_s
+            for seat in self._seats():
+                seat.heard_s += max(stood_still_s, 0.0)
+                self._look_after(seat, now_s)
+
+    def _wait(self) -> None:
+        """Return when any process has said something or ended, or after a while."""
+        poller = select.poll()
+        for seat in self._seats():
+            if seat.child is not None:
+                poller.register(seat.child.exit_descriptor, select.POLLIN)
+                if not seat.child.control.has_ended:
+                    poller.register(seat.child.control.fileno(), select.POLLIN)
+        poller.poll(POLL_S * 1000)
+
+    def _look_after(self, seat: Seat, now_s: float) -> None:
+        if seat.child is not None:
+            for message in _messages(seat.child):
+                self._on_message(seat, message, now_s)
+            if seat.child.poll() is not None:
+                self._on_exit(seat, seat.child, now_s)
+            else:
+                self._kill_if_late(seat, seat.child, now_s)
+        if seat.state is SeatState.FENCING:
+            self._lease_if_fenced(seat, now_s)
+        elif seat.state is SeatState.DOWN and seat.due_s is not None and now_s >= seat.due_s:
+            self._begin_life(seat, now_s)
+
+    def _on_message(self, seat: Seat, message: ToLauncher, now_s: float) -> None:
+        match message:
+            case Alive():
+                if seat.state is SeatState.WARMING:
+                    log.warning("%s is up again", seat.name)
+                    seat.enter(SeatState.UP, now_s)
+                seat.heard_s = now_s
+            case Fenced(worker_id=worker_id, incarnation=incarnation) if seat.worker_id is not None:
+                other = self._workers.get(worker_id)
+                if other is not None and incarnation >= other.incarnation:
+                    other.writers.discard((seat.worker_id, seat.incarnation))
+            case LayoutReport(fingerprint=fingerprint):
+                if fingerprint == self._agreement.layout.fingerprint:
+                    seat.enter(SeatState.FENCING, now_s)
+                else:
+                    log.error("%s has come back with another KV layout and is ended", seat.name)
+                    self._kill(seat)
+            case StartFailure(message=text):
+                log.error("%s does not start: %s", seat.name, text)
+            case Retire(worker_id=worker_id, incarnation=incarnation, will_return=will_return):
+                self._retire(worker_id, incarnation, will_return=will_return)
+            case Revive(worker_id=worker_id):
+                other = self._workers.get(worker_id)
+                if other is not None and other.state is SeatState.DOWN:
+                    other.due_s = now_s
+            case _:
+                pass
+
+    # Ends
+
+    def _retire(self, worker_id: WorkerId, incarnation: int, *, will_return: bool) -> None:
+        seat = self._workers.get(worker_id)
+        if seat is not None and seat.child is not None and seat.incarnation == incarnation:
+            seat.retirement = will_return
+            seat.child.terminate()
+
+    def _kill_if_late(self, seat: Seat, child: ChildProcess, now_s: float) -> None:
+        silent_s = now_s - seat.heard_s
+        if seat.state is SeatState.UP and silent_s > HUNG_AFTER_S:
+            log.error("%s (pid %d) has stood still for %.1f s and is killed", seat.name, child.pid, silent_s)
+            self._kill(seat)
+        elif seat.state is not SeatState.UP and silent_s > self._start_timeout_s:
+            log.error("%s was not up within %.0f s and is killed", seat.name, self._start_timeout_s)
+            self._kill(seat)
+
+    def _kill(self, seat: Seat) -> None:
+        if seat.child is not None:
+            seat.child.kill()
+
+    def _on_exit(self, seat: Seat, child: ChildProcess, now_s: float) -> None:
+        """Bury a process: tell everyone, let go of what was its, and plan its successor."""
+        status = child.poll()
+        assert status is not None
+        had_blocks = seat.has_blocks
+        child.close()
+        seat.child = None
+        seat.enter(SeatState.DOWN, now_s)
+        will_return, outlook = self._plan_return(seat, status, now_s)
+        log.warning("%s has ended (%s); %s", seat.name, describe_exit(status), outlook)
+        if seat.worker_id is None:
+            self._tell_workers(FrontendGone(incarnation=seat.incarnation))
+            return
+        if had_blocks:
+            seat.writers = {
+                (peer.worker_id, peer.incarnation)
+                for peer in self._workers.values()
+                if peer.worker_id is not None and peer.has_blocks
+            }
+            endpoint = self._orders.worker_endpoint(seat.worker_id, seat.incarnation)
+            self._outbox.forget(PeerAddress(seat.worker_id, endpoint, seat.incarnation))
+            self._tell_workers(PeerGone(worker_id=seat.worker_id, incarnation=seat.incarnation, endpoint=endpoint))
+        self._tell_router_of_end(seat, status, outlook, will_return=will_return)
+
+    def _plan_return(self, seat: Seat, status: int, now_s: float) -> tuple[bool, str]:
+        """Set when the next life begins; return whether requests may wait for it, and what to say of it."""
+        if seat.worker_id is None and self._is_ending.is_set():
+            self.ended.set()
+            return False, "as it was asked to"
+        retirement, seat.retirement = seat.retirement, None
+        if retirement is False:
+            seat.due_s = None
+            return False, f"taken out of service; `diptych restart {seat.name}` starts it"
+        if retirement or (status == 0 and seat.worker_id is not None):
+            seat.due_s = now_s
+            return True, "a new one starts now"
+        seat.deaths_s.append(now_s)
+        restart = plan_restart(seat.deaths_s, now_s)
+        seat.due_s = now_s + restart.delay_s
+        if not restart.is_crash_loop:
+            return True, "a new one starts now"
+        if seat.worker_id is None:
+            self.ended.set()
+        return False, f"it has died {restart.num_deaths} times of late; the next try is in {restart.delay_s:.0f} s"
+
+    def _tell_workers(self, message: Message) -> None:
+        for seat in self._workers.values():
+            if seat.worker_id is not None and seat.has_blocks:
+                self._send(self._orders.worker_endpoint(seat.worker_id, seat.incarnation), message)
+
+    def _tell_router_of_end(self, seat: Seat, status: int, outlook: str, *, will_return: bool) -> None:
+        assert seat.worker_id is not None
+        message = WorkerExited(
+            worker_id=seat.worker_id,
+            incarnation=seat.incarnation,
+            exit_status=status,
+            will_return=will_return,
+            outlook=outlook,
+        )
+        self._send(self._orders.router_endpoint, message)
+
+    def _send(self, endpoint: str, message: Message) -> None:
+        try:
+            self._outbox.send(endpoint, message)
+        except PeerUnreachableError as error:
+            log.warning("%s was not told: %s", type(message).__name__, error)
+
+    # Lives
+
+    def _begin_life(self, seat: Seat, now_s: float) -> None:
+        seat.due_s = None
+        seat.incarnation += 1
+        try:
+            if seat.worker_id is None:
+                self._begin_frontend(seat, now_s)
+            else:
+                seat.child = ChildProcess(seat.name, WORKER_MODULE, [self._segment_descriptor])
+                seat.enter(SeatState.COMPILING, now_s)
+                order = self._orders.worker(seat.worker_id, seat.incarnation, self._segment_descriptor)
+                seat.child.control.send(order)
+        except LaunchError as error:
+            log.error("%s", error)  # noqa: TRY400  no traceback wanted
+            seat.enter(SeatState.DOWN, now_s)
+            seat.deaths_s.append(now_s)
+            seat.due_s = now_s + plan_restart(seat.deaths_s, now_s).delay_s
+
+    def _begin_frontend(self, seat: Seat, now_s: float) -> None:
+        seat.child = ChildProcess(seat.name, FRONTEND_MODULE)
+        seat.enter(SeatState.WARMING, now_s)
+        seat.child.control.send(self._orders.frontend(seat.incarnation, self._port, self._agreement))
+        # It knows nobody yet: who lives greets it, who does not is told here.
+        for worker in self._workers.values():
+            if worker.state is not SeatState.UP:
+                self._tell_router_of_end(
+                    worker, 0, "", will_return=worker.child is not None or worker.due_s is not None
+                )
+
+    def _lease_if_fenced(self, seat: Seat, now_s: float) -> None:
+        """Give the successor its blocks once nobody writes into them for the life before."""
+        living = {(peer.worker_id, peer.incarnation) for peer in self._workers.values() if peer.child is not None}
+        seat.writers &= {(worker_id, number) for worker_id, number in living if worker_id is not None}
+        if seat.writers or seat.worker_id is None or seat.child is None:
+            return
+        segment = Segment(self._segment_descriptor)
+        header = SegmentHeader.open(segment.view(0, segment.num_bytes))
+        for extent in self._agreement.plan.extents[seat.worker_id]:
+            header.lease_extent(extent, seat.worker_id, header.extent_epoch(extent))
+        header.close()
+        segment.close()
+        seat.child.control.send(self._agreement.lease(seat.worker_id))
+        seat.enter(SeatState.WARMING, now_s)
+
+
+def _messages(child: ChildProcess) -> list[ToLauncher]:
+    try:
+        return child.control.receive_waiting()
+    except ProtocolError as error:
+        log.error("%s: %s", child.name, error)  # noqa: TRY400  no traceback wanted
+        child.kill()
+        return []

@@ -1,0 +1,55 @@
+"""Workers that are being taken out of service: they get nothing new, and go when they have nothing left, or in time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from diptych.core.clock import Clock
+from diptych.core.errors import NotFoundError, UnavailableError
+from diptych.core.ids import WorkerId
+from diptych.core.messages import PeerAddress
+from diptych.router.registry import WorkerLife, WorkerRegistry
+
+Retire = Callable[[PeerAddress, bool], None]
+"""Called when a worker may go, with whether a new one shall take its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Drain:
+    life: WorkerLife
+    give_up_s: float
+    will_return: bool
+
+
+class Drains:
+    """All drains under way. What a worker has not finished in time goes on elsewhere, as after its death."""
+
+    def __init__(self, registry: WorkerRegistry, clock: Clock, retire: Retire) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._retire = retire
+        self._drains: list[_Drain] = []
+
+    def begin(self, worker_id: WorkerId, timeout_s: float, *, will_return: bool) -> PeerAddress:
+        """Give that worker nothing new from now on; return which life of it that is.
+
+        Raises: NotFoundError; UnavailableError if it does not live, or is being drained already.
+        """
+        life = self._registry.find(worker_id)
+        if life is None:
+            raise NotFoundError(f"there is no worker {worker_id}; `diptych status` lists them")
+        if life.is_over or life.is_draining:
+            raise UnavailableError(f"{worker_id} is {'down' if life.is_over else 'being drained'} already")
+        life.is_draining = True
+        self._drains.append(_Drain(life, self._clock.now_s() + timeout_s, will_return))
+        self.sweep()
+        return life.address
+
+    def sweep(self) -> None:
+        """Let those go that have nothing left to do, or no time."""
+        now_s = self._clock.now_s()
+        for drain in list(self._drains):
+            is_done = drain.life.ledger.num_requests == 0 or now_s >= drain.give_up_s
+            if drain.life.is_over or is_done:
+                self._drains.remove(drain)
+            if is_done and not drain.life.is_over:
+                self._retire(drain.life.address, drain.will_return)

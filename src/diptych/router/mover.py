@@ -1,0 +1,138 @@
+"""Finds workers for requests: at first, and again when one has refused, died or been taken out of service.
+
+A request that nobody can take now waits without a home for a worker to come back, as long as one is expected to. What
+its client has got is never asked for again: the next worker gets the tokens so far, and the word where KV of them may
+still lie.
+
+Invariants: a request changes its worker a bounded number of times; one without a home holds nothing anywhere.
+"""
+
+import logging
+
+from diptych.core.clock import Clock
+from diptych.core.errors import PeerUnreachableError, RequestTimeoutError, UnavailableError
+from diptych.core.messages import FormerAttempt, Submit
+from diptych.router.history import History
+from diptych.router.in_flight import InFlight
+from diptych.router.placement import Placement, Placer
+from diptych.router.ports import LetterBox
+from diptych.router.settings import RouterSettings
+
+NO_WORKER = "no worker that can take this request is up, nor expected back; see `diptych status`"
+
+log = logging.getLogger(__name__)
+
+
+class Mover:
+    """Keeps nothing of its own. Owned by the event loop's thread; no method waits."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
+        self,
+        placer: Placer,
+        outbox: LetterBox,
+        clock: Clock,
+        settings: RouterSettings,
+        history: History,
+        max_model_len: int,
+    ) -> None:
+        self._placer = placer
+        self._outbox = outbox
+        self._clock = clock
+        self._settings = settings
+        self._history = history
+        self._max_model_len = max_model_len
+
+    def on_refused(self, flight: InFlight, reason: str) -> None:
+        """Note that a worker does not take the request; it has nothing of it.
+
+        Raises: UnavailableError if that was one too many.
+        """
+        self._leave(flight, reason)
+        flight.num_refusals += 1
+        if flight.num_refusals >= self._settings.max_refusals:
+            raise UnavailableError(f"no worker took the request in {flight.num_refusals} attempts; the last: {reason}")
+
+    def on_worker_gone(self, flight: InFlight, reason: str, *, is_orderly: bool) -> None:
+        """Note that a worker that had the request is gone, by itself or (`is_orderly`) because it was told to.
+
+        Raises: UnavailableError if that was one too many.
+        """
+        assert flight.placement is not None
+        flight.former = FormerAttempt(worker_id=flight.placement.decode.worker_id, attempt=flight.attempt)
+        flight.migrated_s = self._clock.now_s()
+        self._leave(flight, reason)
+        flight.num_migrations += 1
+        flight.num_deaths += not is_orderly
+        if flight.num_deaths > self._settings.max_migrations:
+            raise UnavailableError(
+                f"{flight.num_deaths} workers have died while they served this request; the last: {reason}"
+            )
+
+    def on_answer_torn(self, flight: InFlight, reason: str) -> None:
+        """Note that a part of the answer is lost, though its worker lives and has ended it. It counts as a death.
+
+        Raises: UnavailableError if that was one too many.
+        """
+        self.on_worker_gone(flight, reason, is_orderly=False)
+
+    def _leave(self, flight: InFlight, reason: str) -> None:
+        assert flight.placement is not None
+        worker_id = flight.placement.decode.worker_id
+        log.info("attempt %d at %s on %s came to nothing: %s", flight.attempt, flight.request_id, worker_id, reason)
+        flight.refused_by.add(flight.placement.decode.address)
+        flight.setback = reason
+        flight.lose_home()
+        flight.attempt += 1
+        now_s = self._clock.now_s()
+        flight.give_up_s = min(flight.last_moment_s, now_s + self._settings.homeless_timeout_s)
+
+    def try_settle(self, flight: InFlight) -> bool:
+        """Send a request that is homeless to a worker; False: none takes it now, but one may come back.
+
+        Raises: RequestTimeoutError; UnavailableError if nobody is there nor expected.
+        """
+        while True:
+            placement = self._try_place(flight)
+            if placement is None:
+                if not self._placer.is_anyone_coming:
+                    raise UnavailableError(f"{flight.setback}; {NO_WORKER}" if flight.setback else NO_WORKER)
+                return False
+            flight.placement = placement
+            if self._try_submit(flight, placement):
+                return True
+
+    def _try_place(self, flight: InFlight) -> Placement | None:
+        """Choose workers. Raises: RequestTimeoutError."""
+        request = flight.request
+        if self._clock.now_s() >= request.deadline_s:
+            raise RequestTimeoutError("the deadline passed before a worker took the request")
+        num_prompt_tokens, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
+        return self._placer.try_place(
+            num_prompt_tokens,
+            flight.prompt_hashes,
+            flight.refused_by,
+            min(self._history.mean_output_tokens, max_tokens) * request.num_choices,
+            min(num_prompt_tokens + max_tokens, self._max_model_len),
+        )
+
+    def _try_submit(self, flight: InFlight, placement: Placement) -> bool:
+        """Send it; False if the worker cannot be reached. Raises: UnavailableError, as `on_refused`."""
+        prefill = placement.prefill
+        submit = Submit(
+            request=flight.request,
+            attempt=flight.attempt,
+            prefill=None if prefill is None else prefill.address,
+            frontend=self._settings.frontend,
+            answers=flight.begun_answers,
+            former=flight.former,
+        )
+        try:
+            self._outbox.send(placement.decode.address.endpoint, submit)
+        except PeerUnreachableError as error:
+            self.on_refused(flight, str(error))
+            return False
+        flight.open()
+        flight.give_up_s = flight.last_moment_s
+        flight.routed_s = flight.routed_s or self._clock.now_s()
+        placement.assign(flight.request_id, len(flight.open_choices))
+        return True

@@ -1,0 +1,65 @@
+"""What a worker tells the launcher while it runs: that it lives, and that it has let go of a dead worker's blocks.
+
+The launcher kills who is silent. So a loop that stands still is found by its silence; a step that does not end, while
+the loop turns, is found here, and ends the process: its blocks are then safe, and its requests go on elsewhere.
+"""
+
+import logging
+import os
+import sys
+
+from diptych.core.clock import Clock
+from diptych.core.control import ALIVE_INTERVAL_S, Alive, Fenced, FromLauncher
+from diptych.core.messages import PeerGone
+from diptych.wire.control import ControlChannel
+
+EXIT_STATUS_HUNG = 71
+STEP_GRACE_S = 2.0
+STEP_PATIENCE = 10.0
+"""How many times as long as predicted a step may take, besides the grace, before it is taken for endless."""
+log = logging.getLogger(__name__)
+
+
+class Lifeline:
+    """Owned by the worker's loop."""
+
+    def __init__(self, control: ControlChannel[FromLauncher], clock: Clock) -> None:
+        self._control = control
+        self._clock = clock
+        self._next_alive_s = clock.now_s()
+        self._step_limit_s: float | None = None
+        self._gone: list[PeerGone] = []
+
+    def next_s(self) -> float:
+        """Return when `on_turn` is due again."""
+        return self._next_alive_s
+
+    def on_gone(self, message: PeerGone) -> None:
+        """Remember that this is to be answered once nothing of before is being written any more."""
+        self._gone.append(message)
+
+    def on_step_begin(self, predicted_s: float) -> None:
+        """Begin to watch a step."""
+        self._step_limit_s = self._clock.now_s() + STEP_GRACE_S + STEP_PATIENCE * predicted_s
+
+    def on_turn(self, *, is_in_step: bool) -> None:
+        """Say what there is to say; every turn of the loop. Ends the process if its step does not end."""
+        now_s = self._clock.now_s()
+        if not is_in_step:
+            self._step_limit_s = None
+            self._fence()
+        elif self._step_limit_s is not None and now_s > self._step_limit_s:
+            log.error("a step takes more than %.0f times as long as predicted; this worker ends itself", STEP_PATIENCE)
+            sys.stderr.flush()
+            os._exit(EXIT_STATUS_HUNG)
+        if now_s >= self._next_alive_s:
+            self._next_alive_s = now_s + ALIVE_INTERVAL_S
+            self._control.try_send(Alive())
+
+    def _fence(self) -> None:
+        """Answer for those that are gone; what cannot be said now is said in the next turn."""
+        while self._gone:
+            gone = self._gone[0]
+            if not self._control.try_send(Fenced(worker_id=gone.worker_id, incarnation=gone.incarnation)):
+                return
+            self._gone.pop(0)
