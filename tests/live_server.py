@@ -158,6 +158,15 @@ class LiveServer:
         status: dict[str, Any] = self.status()["workers"][worker_id]["status"]
         return status
 
+    def incarnation(self, worker_id: str) -> int:
+        """Return which life of a worker the router knows."""
+        incarnation: int = self.status()["workers"][worker_id]["address"]["incarnation"]
+        return incarnation
+
+    def wait_until_up(self, worker_id: str) -> None:
+        """Fail unless a worker that is down, or soon will be, takes requests soon."""
+        eventually(lambda: self.worker(worker_id)["state"] == "ready", f"{worker_id} up")
+
     def records(self) -> list[dict[str, Any]]:
         """Return the last requests to end."""
         records: list[dict[str, Any]] = self.http.get("/diptych/requests").json()

@@ -1,4 +1,4 @@
-"""Whatever ends the launcher or the frontend, nothing stays behind, and the next start finds a clean machine."""
+"""Whatever ends the launcher, nothing stays behind, and the next start finds a clean machine."""
 
 import os
 import signal
@@ -64,23 +64,6 @@ def test_launcher_killed_while_starting(start_command: StartCommand, num_process
     with_taken_port = start_command(*SERVE, "--port", "0", "--host", "203.0.113.1")
     assert with_taken_port.wait_for_exit() == 1
     assert "cannot listen on 203.0.113.1:0" in with_taken_port.stderr
-
-
-def test_frontend_killed(start_command: StartCommand) -> None:
-    command = start_command(*SERVE, "--port", "0")
-    server = command.wait_for_server()
-    with server.stream(make_prompt(40, 4), max_tokens=4000) as stream:
-        stream.read(2)
-        [frontend] = [pid for pid, line in command.processes().items() if "diptych.launch.front" in line]
-        os.kill(frontend, signal.SIGKILL)
-        with pytest.raises(httpx.TransportError):
-            stream.read()
-    assert command.wait_for_exit() == 1
-    command.wait_until_gone()
-    last = command.stderr.splitlines()[-1]
-    assert last == "error: the frontend has ended unexpectedly; its last words are above"
-    assert "frontend has ended (signal SIGKILL)" in command.stderr
-    assert "Traceback" not in command.stderr
 
 
 def test_worker_killed_while_starting(start_command: StartCommand) -> None:

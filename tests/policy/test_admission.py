@@ -1,9 +1,20 @@
-"""The bound on requests in the system, and when a refused client may come back."""
+"""The bound on requests in the system, what is too late for the SLO, and when a refused client may come back."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.policy.admission import MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S, Admitted, Rejected, admit
+from diptych.core.ids import WorkerId
+from diptych.core.slo import Slo
+from diptych.policy.admission import (
+    MAX_RETRY_AFTER_S,
+    MIN_RETRY_AFTER_S,
+    Admitted,
+    Rejected,
+    admit,
+    admit_to_slo,
+)
+from diptych.policy.pairing import Pair
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.none() | st.floats(0, 1e6))
@@ -29,3 +40,41 @@ def test_the_reason_names_the_bound() -> None:
     admission = admit(9, 8, None)
     assert isinstance(admission, Rejected)
     assert "at most 8" in admission.reason
+
+
+SLO = Slo(1.0, 0.05)
+
+
+def pair(**changes: float) -> Pair:
+    """Return a forecast that is well within the SLO, changed."""
+    forecast = {"ttft_s": 0.2, "step_s": 0.02, "least_ttft_s": 0.1, "least_step_s": 0.01, "step_share": 0.9} | changes
+    return Pair(owner=WorkerId("decode-0"), reader=WorkerId("prefill-0"), **forecast)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"ttft_s": 0.89}, None),
+        ({"ttft_s": 0.95}, "first token"),
+        ({"ttft_s": 5.0, "least_ttft_s": 4.9}, None),  # a long prompt, and nobody else's fault
+        ({"ttft_s": 5.6, "least_ttft_s": 4.9}, "first token"),
+        ({"step_s": 0.05}, None),
+        ({"step_s": 0.06}, "a token"),
+        ({"step_s": 0.2, "least_step_s": 0.19}, None),  # no machine for this SLO, loaded or not
+    ],
+)
+def test_who_is_late_for_the_load_of_others_is_refused(changes: dict[str, float], reason: str | None) -> None:
+    admission = admit_to_slo(pair(**changes), SLO)
+    if reason is None:
+        assert admission == Admitted()
+    else:
+        assert isinstance(admission, Rejected)
+        assert reason in admission.reason
+        assert MIN_RETRY_AFTER_S <= admission.retry_after_s <= MAX_RETRY_AFTER_S
+
+
+def test_retry_after_is_how_late_it_would_be() -> None:
+    admission = admit_to_slo(pair(ttft_s=13.4), SLO)
+    assert isinstance(admission, Rejected)
+    assert admission.retry_after_s == pytest.approx(12.5)

@@ -102,10 +102,10 @@ def test_refuses_what_it_cannot_serve(make_cluster: "Callable[..., Cluster]") ->
     cluster = make_cluster(max_outstanding_requests=1)
 
     async def scenario() -> None:
-        with pytest.raises(UnavailableError, match="no decode worker"):
+        with pytest.raises(UnavailableError, match="no worker that can take this request"):
             await cluster.ask(cluster.request())
         cluster.heartbeat("prefill-0")
-        with pytest.raises(UnavailableError, match="no decode worker"):
+        with pytest.raises(UnavailableError, match="no worker that can take this request"):
             await cluster.ask(cluster.request())
         cluster.heartbeat("decode-0")
         for num_prompt_tokens in (0, 64):

@@ -62,6 +62,7 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     adaptive: Annotated[bool | None, _option("adaptive", WORKERS)] = None,
     slo_ttft_s: Annotated[float | None, _option("slo_ttft_s", WORKERS)] = None,
     slo_tpot_s: Annotated[float | None, _option("slo_tpot_s", WORKERS)] = None,
+    admission: Annotated[str | None, _option("admission", LIMITS)] = None,
     profile: Annotated[Path | None, _option("profile", MODEL, metavar="FILE")] = None,
     exact: Annotated[bool | None, _option("exact", MEMORY)] = None,
     kv_checksums: Annotated[bool | None, _option("kv_checksums", MEMORY)] = None,

@@ -5,7 +5,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -106,6 +106,11 @@ class ServeConfig(BaseModel):
     slo_tpot_s: float = Field(
         default=0.05, gt=0, le=60, description="Seconds a token after the first that --adaptive plans for."
     )
+    admission: Literal["auto", "queue", "slo"] = Field(
+        default="auto",
+        description="Whether to refuse (429) what is predicted to miss the SLO for the load of others, or let it wait; "
+        "auto: refuse if an SLO is given.",
+    )
     profile: Path | None = Field(
         default=None, description="Profile of this machine [default: what `diptych calibrate` has left in the cache]."
     )
@@ -132,6 +137,18 @@ class ServeConfig(BaseModel):
         if self.num_prefill and not self.num_decode:
             raise ValueError("prefill workers need at least one decode worker: set --decode")
         return self
+
+    @model_validator(mode="after")
+    def _can_predict(self) -> "ServeConfig":
+        if self.admission == "slo" and not self.adaptive:
+            raise ValueError("--admission slo goes by predictions, which --no-adaptive does without: leave one out")
+        return self
+
+    @property
+    def refuses_by_slo(self) -> bool:
+        """Whether requests are refused by prediction, the default resolved."""
+        has_slo = bool(self.model_fields_set & {"slo_ttft_s", "slo_tpot_s"})
+        return self.adaptive and (self.admission == "slo" or (self.admission == "auto" and has_slo))
 
     @property
     def num_prefill(self) -> int:

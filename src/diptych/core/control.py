@@ -129,6 +129,7 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     is_adaptive: bool
     slo_ttft_s: float
     slo_tpot_s: float
+    refuses_by_slo: bool
     costs: dict[WorkerId, CostModel]
     """How long steps take on each worker."""
 

@@ -59,6 +59,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
             is_adaptive=order.is_adaptive,
             slo_ttft_s=order.slo_ttft_s,
             slo_tpot_s=order.slo_tpot_s,
+            refuses_by_slo=order.refuses_by_slo,
             frontend=order.incarnation,
         ),
         expected_workers=order.workers,

@@ -110,6 +110,7 @@ class Orders:
             is_adaptive=config.adaptive,
             slo_ttft_s=config.slo_ttft_s,
             slo_tpot_s=config.slo_tpot_s,
+            refuses_by_slo=config.refuses_by_slo,
             costs=agreement.costs.models,
         )
 

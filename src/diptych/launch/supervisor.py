@@ -105,15 +105,23 @@ class Supervisor:
     # The loop
 
     def _run(self) -> None:
-        while not self._is_stopping.is_set():
-            self._wait()
-            now_s = time.monotonic()
-            # Where this process itself stood still, nobody else was silent.
-            stood_still_s = now_s - self._turned_s - POLL_S
-            self._turned_s = now_s
-            for seat in self._seats():
-                seat.heard_s += max(stood_still_s, 0.0)
-                self._look_after(seat, now_s)
+        try:
+            while not self._is_stopping.is_set():
+                self._turn()
+        except Exception:
+            # A thread's edge: a server that nobody looks after must not go on as if somebody did.
+            log.exception("the supervisor has failed")
+            self.ended.set()
+
+    def _turn(self) -> None:
+        self._wait()
+        now_s = time.monotonic()
+        # Where this process itself stood still, nobody else was silent.
+        stood_still_s = now_s - self._turned_s - POLL_S
+        self._turned_s = now_s
+        for seat in self._seats():
+            seat.heard_s += max(stood_still_s, 0.0)
+            self._look_after(seat, now_s)
 
     def _wait(self) -> None:
         """Return when any process has said something or ended, or after a while."""

@@ -3,15 +3,28 @@
 The first question of step 2: a request that is taken is served or its client hears why not, so what cannot be served in
 time is better refused here, before it holds anything.
 
+Two questions. Is there a place? And, where the user has said what answers shall keep to: will this one? A request that
+is predicted to miss the SLO for the load of others would be counted as missed anyway, and would make others miss it
+too. One that would miss it on an idle server is not refused for that: it is slow, and the server is not overloaded.
+
+See: Mooncake (FAST 2025, section 6) on early rejection, by load at the time when the prefill will have ended.
+
 Invariant: no more than `max_outstanding` requests are ever in the system, which bounds every queue behind this one.
 """
 
 from dataclasses import dataclass
 
+from diptych.core.slo import Slo
+from diptych.policy.pairing import Pair
+
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
 RETRY_SHARE_OF_PLACES = 0.25
 """Clients that are refused together come back together; a quarter of the places is then free, not one."""
+TTFT_MARGIN = 0.9
+"""Of the time to the first token: under overload all that are let in wait as long as is allowed, so less must be."""
+TPOT_MARGIN = 1.15
+"""Of the time of a token: answers that end meanwhile make up for a little too many of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +43,7 @@ class Rejected:
 
 
 Admission = Admitted | Rejected
-"""What a policy answers. A policy that predicts TTFT and TPOT takes more arguments and returns the same."""
+"""What a policy answers."""
 
 
 def admit(num_outstanding: int, max_outstanding: int, mean_request_s: float | None) -> Admission:
@@ -46,6 +59,23 @@ def admit(num_outstanding: int, max_outstanding: int, mean_request_s: float | No
     )
 
 
+def admit_to_slo(pair: Pair, slo: Slo) -> Admission:
+    """Refuse a request if even the best pair of workers is predicted to miss the SLO, and would not without others."""
+    late_s = pair.ttft_s - max(TTFT_MARGIN * slo.ttft_s, pair.least_ttft_s + slo.ttft_s / 2)
+    if late_s > 0:
+        reason = f"the first token would come after {pair.ttft_s:.1f} s; {slo.ttft_s:g} s are the limit (--slo-ttft-s)"
+        return Rejected(_bounded_s(late_s), f"overloaded: {reason}; try again later")
+    most_step_s = TPOT_MARGIN * pair.step_share * slo.tpot_s
+    if pair.step_s > most_step_s > pair.least_step_s:
+        reason = f"a token would take {pair.step_s * 1e3:.0f} ms; {slo.tpot_s * 1e3:g} ms are the limit (--slo-tpot-s)"
+        return Rejected(MIN_RETRY_AFTER_S, f"overloaded: {reason}; try again later")
+    return Admitted()
+
+
+def _bounded_s(retry_after_s: float) -> float:
+    return min(max(retry_after_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+
+
 def _retry_after_s(mean_request_s: float | None) -> float:
     """Return when `RETRY_SHARE_OF_PLACES` of the places will be free again.
 
@@ -53,4 +83,4 @@ def _retry_after_s(mean_request_s: float | None) -> float:
     """
     if mean_request_s is None:
         return MIN_RETRY_AFTER_S
-    return min(max(RETRY_SHARE_OF_PLACES * mean_request_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+    return _bounded_s(RETRY_SHARE_OF_PLACES * mean_request_s)

@@ -79,6 +79,12 @@ class Pair(NamedTuple):
     ttft_s: float
     step_s: float
     """Of the owner when the prompt has been read: its TPOT."""
+    least_ttft_s: float
+    """The same, had the reader nothing else to do."""
+    least_step_s: float
+    """The same, had the owner nothing else to do."""
+    step_share: float
+    """How much of a token's time a step of the owner may take."""
 
 
 def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
@@ -172,7 +178,9 @@ def _judge(  # noqa: PLR0913, PLR0917
     tpot_ratio = step_s / (slo.tpot_s * share)
     excess = max(tpot_ratio, ttft_s / (slo.ttft_s * TTFT_SHARE), 1.0)
     price_s = own_s + num_answer_tokens * (step_s - before_s) + ttft_s
-    return Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s), excess, price_s
+    least_step_s = owner.cost_scale * owner.costs.answers_s(1, num_prompt_tokens)
+    pair = Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s, own_s, least_step_s, share)
+    return pair, excess, price_s
 
 
 def _answers_when_read(load: WorkerLoad, wait_s: float, read_each_s: float, num_answer_tokens: float) -> float:

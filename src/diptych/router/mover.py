@@ -10,8 +10,10 @@ Invariants: a request changes its worker a bounded number of times; one without 
 import logging
 
 from diptych.core.clock import Clock
-from diptych.core.errors import PeerUnreachableError, RequestTimeoutError, UnavailableError
+from diptych.core.errors import OverloadedError, PeerUnreachableError, RequestTimeoutError, UnavailableError
 from diptych.core.messages import FormerAttempt, Submit
+from diptych.core.slo import Slo
+from diptych.policy.admission import Rejected, admit_to_slo
 from diptych.router.history import History
 from diptych.router.in_flight import InFlight
 from diptych.router.placement import Placement, Placer
@@ -86,10 +88,18 @@ class Mover:
         now_s = self._clock.now_s()
         flight.give_up_s = min(flight.last_moment_s, now_s + self._settings.homeless_timeout_s)
 
+    def admit(self, flight: InFlight, placement: Placement) -> None:
+        """Raises: OverloadedError if a new request is predicted to miss the SLO there."""
+        if not self._settings.refuses_by_slo or placement.forecast is None or flight.attempt:
+            return
+        admission = admit_to_slo(placement.forecast, Slo(self._settings.slo_ttft_s, self._settings.slo_tpot_s))
+        if isinstance(admission, Rejected):
+            raise OverloadedError(admission.reason, retry_after_s=admission.retry_after_s)
+
     def try_settle(self, flight: InFlight) -> bool:
         """Send a request that is homeless to a worker; False: none takes it now, but one may come back.
 
-        Raises: RequestTimeoutError; UnavailableError if nobody is there nor expected.
+        Raises: RequestTimeoutError; OverloadedError; UnavailableError if nobody is there nor expected.
         """
         while True:
             placement = self._try_place(flight)
@@ -97,6 +107,7 @@ class Mover:
                 if not self._placer.is_anyone_coming:
                     raise UnavailableError(f"{flight.setback}; {NO_WORKER}" if flight.setback else NO_WORKER)
                 return False
+            self.admit(flight, placement)
             flight.placement = placement
             if self._try_submit(flight, placement):
                 return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from diptych.core.ids import BlockHash, RequestId, WorkerId
 from diptych.core.messages import PeerAddress
 from diptych.core.slo import Slo
-from diptych.policy.pairing import choose_pair
+from diptych.policy.pairing import Pair, choose_pair
 from diptych.policy.routing import choose_decode_worker, choose_prefill_path
 from diptych.router.prefix_index import PrefixIndex
 from diptych.router.registry import WorkerLife, WorkerRegistry
@@ -28,6 +28,8 @@ class Placement:
     """Of the prompt, as far as the router knows; at least 1."""
     num_new_blocks: int
     """Blocks that the prompt takes besides those in the decode worker's prefix cache."""
+    forecast: Pair | None = None
+    """What was predicted; None where nothing was."""
 
     def assign(self, request_id: RequestId, num_choices: int = 1) -> None:
         """Count the request as load of its workers."""
@@ -123,6 +125,7 @@ class Placer:
             matched_blocks.get(pair.owner, 0),
             pair.owner,
             None if pair.reader == pair.owner else pair.reader,
+            pair,
         )
 
     def _place_by_load(
@@ -151,11 +154,17 @@ class Placer:
         return max(num_prompt_tokens - num_matched_blocks * self._block_size, 1)
 
     def _placement(
-        self, num_prompt_tokens: int, num_matched_blocks: int, decode_id: WorkerId, prefill_id: WorkerId | None
+        self,
+        num_prompt_tokens: int,
+        num_matched_blocks: int,
+        decode_id: WorkerId,
+        prefill_id: WorkerId | None,
+        forecast: Pair | None = None,
     ) -> Placement:
         return Placement(
             decode=self._registry.life(decode_id),
             prefill=None if prefill_id is None else self._registry.life(prefill_id),
             num_uncached_tokens=self._num_uncached_tokens(num_prompt_tokens, num_matched_blocks),
             num_new_blocks=-(-num_prompt_tokens // self._block_size) - num_matched_blocks,
+            forecast=forecast,
         )

@@ -16,6 +16,8 @@ class RouterSettings:
     slo_ttft_s: float = 1.0
     slo_tpot_s: float = 0.05
     """What predictions are held against, where `is_adaptive`."""
+    refuses_by_slo: bool = False
+    """Whether to refuse what is predicted to miss it for the load of others, where `is_adaptive`."""
     heartbeat_timeout_s: float = 10.0
     """A worker that is silent for longer gets no new work. Generous: a busy worker's heartbeats may be late."""
     max_refusals: int = 3

@@ -4,8 +4,10 @@ The kernel closes the launcher's end when it dies, however it dies; `end_process
 of this process, so that kill -9 of the launcher leaves nothing behind.
 """
 
+import contextlib
 import logging
 import os
+import select
 import socket
 import threading
 from typing import Generic, TypeVar
@@ -59,13 +61,11 @@ class ControlChannel(Generic[Incoming]):
 
         Raises: ProtocolError if the peer writes without ever ending a line.
         """
-        try:
-            data = self._connection.recv(MAX_LINE_BYTES, socket.MSG_DONTWAIT)
+        data = b""
+        if self._is_readable():
+            with contextlib.suppress(ConnectionResetError):
+                data = self._connection.recv(MAX_LINE_BYTES)
             self.has_ended = not data
-        except BlockingIOError:
-            data = b""
-        except ConnectionResetError:
-            data, self.has_ended = b"", True
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         if len(self._buffer) > MAX_LINE_BYTES:
             raise ProtocolError("a control message is too long")
@@ -76,6 +76,11 @@ class ControlChannel(Generic[Incoming]):
             except msgspec.MsgspecError as error:
                 log.warning("dropped a control message: %s", error)
         return messages
+
+    def _is_readable(self) -> bool:
+        poller = select.poll()
+        poller.register(self._connection, select.POLLIN)
+        return bool(poller.poll(0))
 
     def receive(self, timeout_s: float | None) -> Incoming:
         """Wait for the next line.
