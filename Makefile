@@ -20,7 +20,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help serve test check lint format docs bench lock clean
+.PHONY: help serve test check lint format docs bench soak lock clean
 
 help: ## Show this.
 	@awk -F ': .*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ docs: $(VENV)/dev.stamp ## Write the pages of docs that are made from code.
 
 bench: $(VENV)/dev.stamp ## Run all benchmarks; results go to benchmarks/results/latest.
 	$(BIN)/python benchmarks/run_all.py $(ARGS)
+
+soak: $(VENV)/dev.stamp ## Serve 30 minutes while workers die and clients leave (ARGS="--minutes 3").
+	$(BIN)/python benchmarks/soak.py --output benchmarks/results/latest $(ARGS)
 
 lock: ## Pin all dependencies anew in requirements/dev.txt (ARGS=--upgrade takes the newest).
 	@tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \

@@ -84,7 +84,7 @@ class Soak:
         self._chance = random.Random(options.seed)
         self._stories = [self._tokens(600) for _ in range(NUM_STORIES)]
         self._begin_s = time.monotonic()
-        self._end_s = self._begin_s + 60 * options.minutes
+        self._end_s: float = self._begin_s + 60 * options.minutes
         limits = httpx.Limits(max_connections=options.clients + 8, max_keepalive_connections=0)
         self._http = httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, limits=limits)
 

@@ -127,13 +127,14 @@ def test_another_decode_worker_adopts_running_answers(modeled_server: StartServe
         answers = pool.submit(server.complete_all, prompts, max_tokens=400)
         for worker_id in ("decode-0", "decode-1"):
             eventually(lambda worker_id=worker_id: server.worker(worker_id)["num_running"] == 3, "answers on each")  # type: ignore[misc]
+        eventually(lambda: server.worker("decode-0")["num_steps"] > 200, "half of the answers")
         num_steps = server.worker("decode-1")["num_steps"]
         kill(server, "decode-0")
         eventually(lambda: server.worker("decode-1")["num_running"] == 6, "all answers on one", 5)
         texts = [answer.text for answer in answers.result(PATIENCE_S)]
     assert texts == [expected_text(tokenizer, prompt, 400) for prompt in prompts]
     server.wait_until_idle()
-    assert server.worker("decode-1")["num_steps"] - num_steps < 420, "what was there has been computed again"
+    assert server.worker("decode-1")["num_steps"] - num_steps < 350, "what was there has been computed again"
     moved = [record for record in server.records() if record["num_migrations"]]
     assert len(moved) == 3
     assert all(record["timeline"][Lifecycle.FIRST_TOKEN] < record["timeline"][Lifecycle.MIGRATED] for record in moved)
@@ -200,6 +201,7 @@ def test_a_worker_that_stands_still_is_killed_and_replaced(
     modeled_server: StartServer, tokenizer: Tokenizer, worker_id: str
 ) -> None:
     server = modeled_server(modeled_time_scale=0.3)
+    before = server.incarnation(worker_id)
     prompt = make_prompt(100, 20)
     with server.stream(make_prompt(80, 21), max_tokens=200) as stream:
         stream.read(3)
@@ -207,7 +209,7 @@ def test_a_worker_that_stands_still_is_killed_and_replaced(
         assert server.complete(prompt).text == expected_text(tokenizer, prompt, 16)
         assert stream.read().completion().text == expected_text(tokenizer, make_prompt(80, 21), 200)
     server.wait_until_up(worker_id)
-    assert server.incarnation(worker_id) > 2, "nobody has replaced it"
+    assert server.incarnation(worker_id) > before, "nobody has replaced it"
     server.wait_until_idle()
 
 

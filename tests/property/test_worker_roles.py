@@ -152,7 +152,7 @@ class RoleLife(RuleBasedStateMachine):
         heirs = [name for name in self.writers if name in self.cluster.workers]
         if not heirs or pick % 3:
             self.cluster.revive(victim)
-            heirs = [victim] if victim in self.writers and (pick % 2 or not heirs) else heirs
+            heirs = [name for name in self.writers if name == victim and (pick % 2 or not heirs)] or heirs
         for number, heard in enumerate(self.cluster.heard.values(), start=pick):
             if self.homes[heard.request.request_id] == victim:
                 self.cluster.bury(heard)

@@ -8,6 +8,7 @@ import pytest
 
 from diptych.core.errors import UnavailableError
 from diptych.core.events import FinishReason, Lifecycle
+from diptych.core.ids import WorkerId
 from diptych.core.messages import Abort, FailureKind, FormerAttempt, Submit, WorkerState
 from diptych.core.service import EndOut, StartOut, TokensOut
 
@@ -28,7 +29,7 @@ def test_a_running_answer_goes_on_where_its_client_is(cluster: "Cluster") -> Non
         submit = cluster.last_submit()
         assert cluster.submits()[-1] == ("decode-1", 1, "prefill-0")
         assert submit.answers == {0: [100, 101]}
-        assert submit.former == FormerAttempt(worker_id="decode-0", attempt=0)
+        assert submit.former == FormerAttempt(worker_id=WorkerId("decode-0"), attempt=0)
         cluster.tokens("decode-0", ("r0", 2))  # an echo
         cluster.tokens("decode-1", ("r0", 2), ("r0", 3), attempt=1)
         cluster.finished("decode-1", "r0", 4, attempt=1)
@@ -116,7 +117,7 @@ def test_nobody_waits_for_a_worker_forever(make_cluster: "Callable[..., Cluster]
 
     cluster.run(scenario())
     assert cluster.router.status().num_requests == 0
-    assert cluster.router.status().workers["mixed-0"].outlook == "it has died too often"
+    assert cluster.router.status().workers[WorkerId("mixed-0")].outlook == "it has died too often"
 
 
 def test_who_waits_for_a_worker_may_leave(make_cluster: "Callable[..., Cluster]") -> None:

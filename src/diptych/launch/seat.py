@@ -40,7 +40,9 @@ class Seat:
     retirement: bool | None = None
     """Whether a new one shall follow, once it has been asked to end; None: it has not."""
     writers: set[tuple[WorkerId, int]] = field(default_factory=set)
-    """Other workers' lives that may still be writing into blocks for the life of this seat that ended last."""
+    """Other workers' lives that may still be writing into blocks for the life of this seat that had blocks last."""
+    wrote_for: int = 0
+    """Which life that is."""
 
     @property
     def has_blocks(self) -> bool:

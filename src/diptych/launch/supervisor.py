@@ -155,7 +155,7 @@ class Supervisor:
                 seat.heard_s = now_s
             case Fenced(worker_id=worker_id, incarnation=incarnation) if seat.worker_id is not None:
                 other = self._workers.get(worker_id)
-                if other is not None and incarnation >= other.incarnation:
+                if other is not None and incarnation >= other.wrote_for:
                     other.writers.discard((seat.worker_id, seat.incarnation))
             case LayoutReport(fingerprint=fingerprint):
                 if fingerprint == self._agreement.layout.fingerprint:
@@ -209,6 +209,7 @@ class Supervisor:
             self._tell_workers(FrontendGone(incarnation=seat.incarnation))
             return
         if had_blocks:
+            seat.wrote_for = seat.incarnation
             seat.writers = {
                 (peer.worker_id, peer.incarnation)
                 for peer in self._workers.values()
