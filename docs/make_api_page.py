@@ -37,6 +37,8 @@ and a reason; nothing is silently ignored. Types are strict, unknown fields are 
 | `GET /health`, `GET /ready` | 200 while the process lives; 200 while requests can be served, else 503 |
 | `GET /diptych/status` | every worker: role, process, cores, state, blocks, queues |
 | `GET /diptych/requests` | the last 1,000 requests: sizes and when each step happened, no text |
+| `POST /diptych/workers/{worker_id}/drain` | take a worker out of service, as `diptych drain` and `diptych restart` do: nothing new goes there, what does not end within `timeout_s` goes on elsewhere; `will_return`: a new one takes its place |
+| `POST /diptych/workers/{worker_id}/start` | start a worker that is down |
 
 ## How answers are made
 

@@ -18,6 +18,7 @@ from diptych.core.messages import (
     Grant,
     GrantEnded,
     Message,
+    PeerAddress,
     PeerGone,
     Revoke,
     Started,
@@ -104,19 +105,21 @@ class PrefillRole:
 
     def on_message(self, message: ToWorker) -> None:
         """Take up a grant, or give one back. Messages for decode workers mean nothing here and are passed over."""
+        if isinstance(message, PeerGone):
+            newest = self._gone.get(message.worker_id, message.incarnation)
+            self._gone[message.worker_id] = max(message.incarnation, newest)
         match message:
             case Grant(decode=decode):
                 # One that was overtaken by the news of its sender's death: its blocks are somebody else's by now.
-                if decode.incarnation > self._gone.get(decode.worker_id, -1):
+                if not self._is_gone(decode):
                     self._queue.append(GrantedPrompt(message, message.num_cached_tokens))
             case Revoke() | PeerGone() if self._batch:
                 self._in_step.append(message)
             case Revoke(request_id=request_id, epoch=epoch, decode=decode):
                 self._drop_where(lambda grant: grant.epoch == epoch and grant.decode == decode)
                 # Answered even if the grant is unknown: that nothing is written for this epoch is what is asked.
-                self._send(decode.endpoint, GrantEnded(request_id=request_id, epoch=epoch, reason="revoked"))
+                self._tell(decode, GrantEnded(request_id=request_id, epoch=epoch, reason="revoked"))
             case PeerGone(worker_id=worker_id, incarnation=incarnation):
-                self._gone[worker_id] = max(incarnation, self._gone.get(worker_id, incarnation))
                 self._drop_where(lambda g: g.decode.worker_id == worker_id and g.decode.incarnation <= incarnation)
             case _:
                 pass
@@ -217,7 +220,7 @@ class PrefillRole:
             self._send(order.router_endpoint, message)
         for one in read:
             self._queue.remove(one.prompt)
-            self._send(one.prompt.grant.decode.endpoint, self._filled(one, first_token_s))
+            self._tell(one.prompt.grant.decode, self._filled(one, first_token_s))
 
     def _filled(self, read: _Read, first_token_s: float) -> Filled:
         grant = read.prompt.grant
@@ -255,10 +258,18 @@ class PrefillRole:
     def _give_back(self, prompt: GrantedPrompt, reason: str) -> None:
         self._queue.remove(prompt)
         grant = prompt.grant
-        self._send(grant.decode.endpoint, GrantEnded(request_id=grant.request_id, epoch=grant.epoch, reason=reason))
+        self._tell(grant.decode, GrantEnded(request_id=grant.request_id, epoch=grant.epoch, reason=reason))
 
     def _drop_where(self, is_dropped: Callable[[Grant], bool]) -> None:
         self._queue = [prompt for prompt in self._queue if not is_dropped(prompt.grant)]
+
+    def _is_gone(self, peer: PeerAddress) -> bool:
+        return peer.incarnation <= self._gone.get(peer.worker_id, -1)
+
+    def _tell(self, decode: PeerAddress, message: Message) -> None:
+        """Answer for a grant, if anyone is there to hear it."""
+        if not self._is_gone(decode):
+            self._send(decode.endpoint, message)
 
     def _send(self, endpoint: str, message: Message) -> None:
         try:
