@@ -42,6 +42,7 @@ from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes, request_key
 from diptych.kv.prefix_cache import PrefixCache
+from diptych.models.grammar_guide import GrammarGuide, compile_grammar, make_ll_tokenizer
 from diptych.models.vocabulary import Vocabulary
 from diptych.wire.mailbox import Outbox
 from diptych.worker.both_roles import BothRoles
@@ -51,7 +52,6 @@ from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.pace import Pace
 from diptych.worker.prefill import PrefillRole
 from diptych.worker.sampling.chooser import TokenChooser
-from diptych.worker.sampling.guide import GrammarGuide, compile_grammar, make_ll_tokenizer
 from diptych.worker.sequence_blocks import SequenceBlocks
 
 VOCAB_SIZE = 1000

@@ -32,6 +32,7 @@ from diptych.core.errors import ConfigError, LaunchError, PeerUnreachableError
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role, WorkerExited
 from diptych.kv.header import SegmentHeader
+from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan, share_cores, usable_cores
 from diptych.launch.costs import Costs, find_costs
 from diptych.launch.process import ChildProcess, describe_exit
@@ -67,9 +68,10 @@ class StartedCluster:
 class LocalCluster:
     """The processes of one server. Not restartable: after `stop` make a new one."""
 
-    def __init__(self, config: ServeConfig, model: ModelFolder) -> None:
+    def __init__(self, config: ServeConfig, model: ModelFolder, access: Access) -> None:
         self._config = config
         self._model = model
+        self._access = access
         self._roles = roles_of(config)
         self._chat_template = None if config.chat_template is None else read_template(config.chat_template)
         self._cores = share_cores(usable_cores(config.cores), self._roles)
@@ -129,7 +131,7 @@ class LocalCluster:
             os.close(descriptor)
             segment.close()
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        return f"http://{host}:{listening.port}", plan, layout, costs.source
+        return f"{self._access.scheme}://{host}:{listening.port}", plan, layout, costs.source
 
     def _lease_blocks(self, segment: Segment, layout: LayoutReport, costs: Costs) -> SegmentPlan:
         config = self._config
@@ -238,6 +240,10 @@ class LocalCluster:
             port=config.port,
             root_path=config.root_path,
             cors_origins=config.cors_origins,
+            api_keys=list(self._access.api_keys),
+            api_key_file=_text_of(self._access.key_file),
+            tls_cert=_text_of(self._access.tls_cert),
+            tls_key=_text_of(self._access.tls_key),
             chat_template=self._chat_template,
             cores=self._cores.frontend,
             layout_fingerprint=layout.fingerprint,
@@ -316,6 +322,10 @@ class LocalCluster:
             self._is_stopping.set()
             self._watcher.join()
             self._watcher = None
+
+
+def _text_of(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def read_template(path: Path) -> str:
