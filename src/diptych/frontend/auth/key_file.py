@@ -58,7 +58,7 @@ def read_key_file(path: Path) -> list[ApiKey]:
     Raises: ConfigError that says what is wrong with it.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             _check_private(path, os.fstat(file.fileno()))
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
@@ -66,6 +66,11 @@ def read_key_file(path: Path) -> list[ApiKey]:
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"the key file {path} is larger than {MAX_FILE_BYTES} bytes: it is no key file")
     return _parse(path, content)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file, also a pipe that nobody writes to, which would keep the server waiting."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_private(path: Path, facts: os.stat_result) -> None:
