@@ -13,7 +13,7 @@ from diptych.core.api_keys import ApiKey, hash_key
 from diptych.frontend.auth.key_file import changing_key_file
 
 NUM_TOKENS = 1000
-TIME_SCALE = 3.0
+TIME_SCALE = 0.75
 """Reading the prompt takes seconds then, and finding it in the cache hundredths of one."""
 
 

@@ -9,7 +9,7 @@ from tests.live_server import LiveServer, StartServer
 
 RULES = "\n".join(f"r{number}: r{number + 1} r{number + 1}" for number in range(3000))
 DEEP: dict[str, Any] = {}
-for _ in range(500):
+for _ in range(200):
     DEEP = {"type": "object", "properties": {"a": DEEP}}
 
 HOSTILE: dict[str, dict[str, Any]] = {

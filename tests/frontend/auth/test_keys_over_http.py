@@ -66,7 +66,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ([], "", "this server needs an API key"),
         ([], "?api_key=dk-alice-secret", "an API key in the URL is not read"),
         ([("Authorization", "Bearer dk-nobody")], "", "this API key is not valid here"),
-        ([("Authorization", "Bearer ")], "", "an API key is one word"),
+        ([("Authorization", "Bearer")], "", "an API key is one word"),
         ([("Authorization", "")], "", "names another scheme than Bearer"),
         ([("Authorization", "Basic ZGstYWxpY2Utc2VjcmV0")], "", "names another scheme than Bearer"),
         ([("Authorization", ALICE)], "", "names another scheme than Bearer"),
