@@ -219,7 +219,7 @@ def test_files_that_are_no_certificate_stop_the_start(certificate: tuple[Path, P
     nonsense, absent = tmp_path / "nonsense", tmp_path / "absent"
     nonsense.write_text("no PEM")
     encrypted = tmp_path / "encrypted.pem"
-    command = ["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:word", "-out", encrypted]
+    command = ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:word", "-out", str(encrypted)]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     for files, complaint in (
         ((absent, key), f"--tls-cert: cannot read {absent}"),

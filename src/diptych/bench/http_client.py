@@ -35,9 +35,10 @@ class Address:
     port: int
     path: str
     """Before every route; empty or /llm."""
-    tls: ssl.SSLContext | None
-    """None: plain HTTP."""
+    is_secure: bool
     headers: tuple[tuple[str, str], ...] = ()
+    tls: ssl.SSLContext | None = None
+    """Whom to trust, where it is secure; None: those whom the system trusts."""
 
     @classmethod
     def parse(cls, url: str, api_key: str | None = None, tls: ssl.SSLContext | None = None) -> "Address":
@@ -55,8 +56,7 @@ class Address:
         is_secure = parts.scheme == "https"
         headers = (("Authorization", f"Bearer {api_key}"),) if api_key else ()
         path = parts.path.rstrip("/").removesuffix("/v1")
-        tls = (tls or ssl.create_default_context()) if is_secure else None
-        return cls(parts.hostname, port or (443 if is_secure else 80), path, tls, headers)
+        return cls(parts.hostname, port or (443 if is_secure else 80), path, is_secure, headers, tls)
 
     def request(self, method: str, route: str, body: Any | None) -> bytes:
         """Return a whole request."""
@@ -145,11 +145,10 @@ async def exchange(
     Raises: HttpError if there is no connection.
     """
     loop = asyncio.get_running_loop()
+    tls = (address.tls or ssl.create_default_context()) if address.is_secure else None
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, opened = await loop.create_connection(
-                lambda: Exchange(on_body), address.host, address.port, ssl=address.tls
-            )
+            _, opened = await loop.create_connection(lambda: Exchange(on_body), address.host, address.port, ssl=tls)
     except (OSError, TimeoutError) as error:
         raise HttpError(f"no connection to {address.host}:{address.port}: {error or 'timeout'}") from None
     opened.send(address.request(method, route, body))

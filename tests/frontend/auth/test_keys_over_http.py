@@ -17,14 +17,14 @@ COMPLETION = {"model": "smol", "prompt": "Hi"}
 ALICE, BOB, ADMIN = "dk-alice-secret", "dk-bob-secret", "dk-admin-secret"
 
 
-def key(secret: str, *, is_admin: bool = False, salt: str = "", **limits: int) -> ApiKey:
+def key(secret: str, *, is_admin: bool = False, salt: str = "", limits: KeyLimits | None = None) -> ApiKey:
     name = secret.split("-")[1]
     return ApiKey(
         name=name,
         hash=hash_key(secret),
         cache_salt=salt or f"salt of {name}",
         is_admin=is_admin,
-        limits=KeyLimits(**limits),
+        limits=limits or KeyLimits(),
     )
 
 
@@ -48,7 +48,7 @@ def http(keyed: "Frontend") -> Iterator[httpx.Client]:
 
 
 def limited(start_frontend: "StartFrontend", **limits: int) -> "Frontend":
-    frontend = start_frontend(api_keys=(key(ALICE, **limits), key(BOB)))
+    frontend = start_frontend(api_keys=(key(ALICE, limits=KeyLimits(**limits)), key(BOB)))
     frontend.say("Hello there, world!")
     return frontend
 
