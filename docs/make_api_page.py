@@ -35,10 +35,15 @@ and a reason; nothing is silently ignored. Types are strict, unknown fields are 
 | `POST /tokenize`, `POST /detokenize` | text or conversation to tokens, and back, as with vLLM |
 | `GET /version` | version of this server |
 | `GET /health`, `GET /ready` | 200 while the process lives; 200 while requests can be served, else 503 |
-| `GET /diptych/status` | every worker: role, process, cores, state, blocks, queues |
-| `GET /diptych/requests` | the last 1,000 requests: sizes and when each step happened, no text |
-| `POST /diptych/workers/{worker_id}/drain` | take a worker out of service, as `diptych drain` and `diptych restart` do: nothing new goes there, what does not end within `timeout_s` goes on elsewhere; `will_return`: a new one takes its place |
-| `POST /diptych/workers/{worker_id}/start` | start a worker that is down |
+| `GET /diptych/status` | every worker: role, process, cores, state, blocks, queues (admin keys) |
+| `GET /diptych/requests` | the last 1,000 requests: sizes and when each step happened, no text (admin keys) |
+| `POST /diptych/workers/{worker_id}/drain` | take a worker out of service, as `diptych drain` does (admin keys) |
+| `POST /diptych/workers/{worker_id}/start` | start a worker that is down (admin keys) |
+
+Where the server has API keys, every request brings one as `Authorization: Bearer KEY`, except to `/health`, `/ready`,
+`/version`, `/docs` and `/openapi.json`. Without a valid one it gets 401; a key that has used up what it may gets 429
+and `Retry-After`. A key sees its own stored responses only, and shares cached prefixes with no other key unless both
+were put into one cache group.
 
 ## How answers are made
 
@@ -48,14 +53,17 @@ and a reason; nothing is silently ignored. Types are strict, unknown fields are 
   answer, streamed or whole, alone or in company, handed over or not. Choices of a request differ from each other.
 - **`n`** answers share the KV of the prompt: it is read once, and only its last, partly filled block is copied.
 - **Structured output** is enforced while tokens are drawn (llguidance), so an answer that ends by itself matches. JSON
-  comes on one line. A schema or grammar that cannot be used is a 400.
+  comes on one line. A schema or grammar that cannot be used is a 400, as is one that takes more than two seconds to
+  compile or does not fit 1 GB; one that takes too long to follow ends its own answer with an error. Schemas may be 100
+  levels deep and have 100,000 characters, grammars in GBNF 20,000.
 - **Tools**: where the model's chat template knows them they are given to it, otherwise the system message describes
   them. Calls are held to the schema of their arguments, with `tool_choice: auto` as soon as the model begins one.
 - **Stop strings** end an answer at their first character, wherever tokens end; what could become one is held back.
 - **Ends**: `finish_reason` is `stop`, `length` or `tool_calls`; `stop_reason` names the stop string or token.
-- **Errors**: 400 change the request, 404 no such model, 408 the body was too slow, 413 too long, 429 come back after
-  `Retry-After`, 503 nobody can take it now, 504 its deadline has passed. After the first event of a stream an error is
-  an event, and the stream ends without `[DONE]`.
+- **Errors**: 400 change the request, 401 no valid API key, 403 not with this one, 404 no such model, 408 the body was
+  too slow, 413 too long, 429 come back after `Retry-After`, 431 the headers are too long, 503 nobody can take it now,
+  504 its deadline has passed. After the first event of a stream an error is an event, and the stream ends without
+  `[DONE]`.
 - **Around it**: `--root-path` for a proxy that has the server under a path (whether it takes the path away or not),
   `--cors-origins` for web pages (off by default), `--chat-template` in place of the model's own. Answers are never
   compressed. `X-Request-Id` names the request.

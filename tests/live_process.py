@@ -71,10 +71,14 @@ class Command:
 
     def wait_for_server(self) -> LiveServer:
         """Wait until it says where it serves."""
-        eventually(lambda: " at http://" in self.stdout or self.process.poll() is not None, "the server's address")
-        assert self.process.poll() is None, self.stderr
-        self._clients.append(LiveServer(self.stdout.partition(" at ")[2].split()[0]))
+        self._clients.append(LiveServer(self.wait_for_url()))
         return self._clients[-1]
+
+    def wait_for_url(self) -> str:
+        """The same, for a server that wants more of its clients than to connect."""
+        eventually(lambda: " at http" in self.stdout or self.process.poll() is not None, "the server's address")
+        assert self.process.poll() is None, self.stderr
+        return self.stdout.partition(" at ")[2].split()[0]
 
     def signal(self, number: int) -> None:
         """Send a signal to this process alone, not to those that it started."""

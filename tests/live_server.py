@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,10 +95,11 @@ Prompt = str | Sequence[int]
 class LiveServer:
     """A client of a running server. Its defaults are greedy, `ignore_eos`, and 16 tokens."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None, tls: ssl.SSLContext | bool = True) -> None:
         self.url = url
         limits = httpx.Limits(max_connections=256)
-        self.http = httpx.Client(base_url=url, timeout=PATIENCE_S, limits=limits)
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self.http = httpx.Client(base_url=url, timeout=PATIENCE_S, limits=limits, headers=headers, verify=tls)
         self.model: str = self.http.get("/v1/models").json()["data"][0]["id"]
 
     def close(self) -> None:

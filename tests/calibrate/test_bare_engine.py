@@ -42,4 +42,4 @@ def test_bare_engine_times_each_step_in_a_process_that_ends_with_it() -> None:
 
 def _is_bare_engine(pid: int) -> bool:
     with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123  procfs
-        return b"spawn_main" in file.read()
+        return b"diptych.calibrate.bare_engine" in file.read()

@@ -12,8 +12,8 @@ from diptych.frontend.openai.chat import ChatCompletionRequest, ResponseFormat
 from diptych.frontend.openai.generation import StructuredOutputs
 from diptych.frontend.openai.tools import OfferedTools, Tool, offered_tools
 from diptych.frontend.text.tool_calls import write_call
+from diptych.models.grammar_guide import compile_grammar, make_ll_tokenizer
 from diptych.models.vocabulary import Vocabulary, load_vocabulary
-from diptych.worker.sampling.guide import compile_grammar, make_ll_tokenizer
 
 PERSON: dict[str, Any] = {
     "type": "object",

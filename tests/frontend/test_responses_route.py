@@ -201,12 +201,12 @@ def test_the_store_is_bounded() -> None:
     store = ResponseStore(max_responses=3, max_bytes=1000)
     for number in range(5):
         store.put(f"r{number}", StoredResponse(b"y" * 60, [message]))
-    assert store.get("r2").num_bytes == 99
+    assert store.get("r2", "").num_bytes == 99
     with pytest.raises(NotFoundError):
-        store.get("r1")
+        store.get("r1", "")
     store.put("big", StoredResponse(b"y" * 900, []))
     with pytest.raises(NotFoundError):
-        store.get("r3")
-    store.delete("big")
+        store.get("r3", "")
+    store.delete("big", "")
     store.put("r9", StoredResponse(b"y" * 900, []))
-    assert store.get("r4").num_bytes == 99, "what was deleted takes no room"
+    assert store.get("r4", "").num_bytes == 99, "what was deleted takes no room"

@@ -45,6 +45,7 @@ from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes, request_key
 from diptych.kv.orphans import Orphans
 from diptych.kv.prefix_cache import PrefixCache
+from diptych.models.grammar_guide import GrammarGuide, compile_grammar, make_ll_tokenizer
 from diptych.models.vocabulary import Vocabulary
 from diptych.wire.mailbox import Outbox
 from diptych.worker.both_roles import BothRoles
@@ -54,7 +55,6 @@ from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.pace import Pace
 from diptych.worker.prefill import PrefillRole
 from diptych.worker.sampling.chooser import TokenChooser
-from diptych.worker.sampling.guide import GrammarGuide, compile_grammar, make_ll_tokenizer
 from diptych.worker.sequence_blocks import SequenceBlocks
 
 VOCAB_SIZE = 1000

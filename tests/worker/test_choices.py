@@ -8,7 +8,7 @@ from llguidance import LLMatcher
 from tests.worker.role_cluster import FIRST_CHARACTER, RoleCluster, start_roles, token_of
 
 from diptych.core.messages import Aborted, Failed, FailureKind
-from diptych.worker.sampling.guide import GrammarGuide
+from diptych.models.grammar_guide import GrammarGuide
 
 PROMPT = [(7 * number) % 900 for number in range(80)]
 PATHS: list[dict[str, Any]] = [{}, {"num_prefill": 0}, {"num_prefill": 0, "num_decode": 0, "num_mixed": 1}]

@@ -37,10 +37,12 @@ class Address:
     """Before every route; empty or /llm."""
     is_secure: bool
     headers: tuple[tuple[str, str], ...] = ()
+    tls: ssl.SSLContext | None = None
+    """Whom to trust, where it is secure; None: those whom the system trusts."""
 
     @classmethod
-    def parse(cls, url: str, api_key: str | None = None) -> "Address":
-        """Read a base URL, with or without /v1 at its end.
+    def parse(cls, url: str, api_key: str | None = None, tls: ssl.SSLContext | None = None) -> "Address":
+        """Read a base URL, with or without /v1 at its end; `tls`: whom to trust, None for those of the system.
 
         Raises: ConfigError.
         """
@@ -54,7 +56,7 @@ class Address:
         is_secure = parts.scheme == "https"
         headers = (("Authorization", f"Bearer {api_key}"),) if api_key else ()
         path = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(parts.hostname, port or (443 if is_secure else 80), path, is_secure, headers)
+        return cls(parts.hostname, port or (443 if is_secure else 80), path, is_secure, headers, tls)
 
     def request(self, method: str, route: str, body: Any | None) -> bytes:
         """Return a whole request."""
@@ -143,7 +145,7 @@ async def exchange(
     Raises: HttpError if there is no connection.
     """
     loop = asyncio.get_running_loop()
-    tls = ssl.create_default_context() if address.is_secure else None
+    tls = (address.tls or ssl.create_default_context()) if address.is_secure else None
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, opened = await loop.create_connection(lambda: Exchange(on_body), address.host, address.port, ssl=tls)

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import IO, Any
 
 from diptych.bench.completions import ApiRoute, ServerApi
@@ -20,6 +21,7 @@ from diptych.bench.http_client import Address, HttpError, fetch
 from diptych.bench.sample import Sample
 from diptych.core.errors import BenchError, ConfigError
 from diptych.core.slo import Slo
+from diptych.frontend.tls import client_tls
 
 ANSWER_TIMEOUT_S = 20.0
 POLL_S = 0.2
@@ -42,6 +44,16 @@ class ApiOptions:
     model: str | None = None
     """None: the first that the server lists."""
     api_key: str | None = None
+    ca_cert: Path | None = None
+    """Whom to trust, for https addresses; None: those whom the system trusts."""
+
+    def address(self, url: str) -> Address:
+        """Return where, and how, to ask a server.
+
+        Raises: ConfigError if the URL is none, or the certificates cannot be used.
+        """
+        tls = None if self.ca_cert is None else client_tls(self.ca_cert)
+        return Address.parse(url, self.api_key, tls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +111,13 @@ class Target:
         Raises: BenchError if it does not come up, ConfigError if it is not there.
         """
         if self.url is not None:
-            yield await _first_answer(Address.parse(self.url, options.api_key), options, None, start_timeout_s)
+            yield await _first_answer(options.address(self.url), options, None, start_timeout_s)
             return
         port = _free_port()
         with tempfile.TemporaryFile() as log:
             process = self._start(port, log)
             try:
-                address = Address.parse(f"http://127.0.0.1:{port}", options.api_key)
+                address = options.address(f"http://127.0.0.1:{port}")
                 yield await _first_answer(address, options, _Started(process, log, self.name), start_timeout_s)
             finally:
                 await asyncio.shield(asyncio.to_thread(_end, process))

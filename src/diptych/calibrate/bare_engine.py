@@ -4,25 +4,32 @@ It binds the same kind of memory as a worker does, warms up the same shapes, and
 While nobody asks it for anything it sleeps in a read, so a server can be measured on the same core in turn.
 """
 
-import multiprocessing
 import os
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import NamedTuple, Self
+from pathlib import Path
+from typing import NamedTuple, Self, TypeVar
+
+import msgspec
 
 from diptych.core.clock import SystemClock
 from diptych.core.config import ServeConfig
-from diptych.core.errors import BenchError, DiptychError
+from diptych.core.control import EngineKind, KVDtype
+from diptych.core.errors import BenchError, DiptychError, LaunchError
 from diptych.core.ids import BlockId
 from diptych.engine.base import Row, StepEngine, WarmUp
 from diptych.engine.loading import load_engine
-from diptych.models import ModelFolder, resolve
+from diptych.models import resolve
 from diptych.policy.batching import plan_chunks
 from diptych.transfer.segment import Segment
+from diptych.wire.child import join_launcher
+from diptych.wire.control import ControlChannel
 from diptych.worker.server import WARM_UP_BATCH_SIZES, WARM_UP_BLOCKS
 
+MODULE = "diptych.calibrate.bare_engine"
 START_TIMEOUT_S = 120.0
 STEPS_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 5.0
@@ -59,16 +66,40 @@ class BareFacts(NamedTuple):
     """KV bytes a token."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
-    config: ServeConfig
-    model: ModelFolder
+class _Order(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the process needs to know, once."""
+
+    engine: EngineKind
+    modeled_time_scale: float
+    kv_dtype: KVDtype
+    kv_bytes: int
+    chunk_tokens: int
+    model_path: str
+    eos_token_ids: list[int]
     place: Place
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
+class _Steps(msgspec.Struct, frozen=True, tag=True):
+    """What to compute."""
+
+    steps: list[list[RowShape]]
+
+
+class _Ready(msgspec.Struct, frozen=True, tag=True):
+    facts: BareFacts
+
+
+class _Durations(msgspec.Struct, frozen=True, tag=True):
+    each_s: list[float]
+
+
+class _Failure(msgspec.Struct, frozen=True, tag=True):
     message: str
+
+
+_ToEngine = _Order | _Steps
+_FromEngine = _Ready | _Durations | _Failure
+_Answer = TypeVar("_Answer", bound=msgspec.Struct)
 
 
 def prefill_shapes(num_prompt_tokens: int, chunk_tokens: int) -> list[StepShape]:
@@ -95,48 +126,55 @@ class BareEngine:
 
         Raises: BenchError.
         """
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        order = _Order(config, resolve(config.model), place)
-        self._process = context.Process(target=_run, args=(theirs, order), name="bare engine", daemon=True)
-        self._process.start()
-        theirs.close()  # or a dead child would be waited for in vain
+        model = resolve(config.model)
+        order = _Order(
+            engine=config.engine,
+            modeled_time_scale=config.modeled_time_scale,
+            kv_dtype=config.kv_dtype,
+            kv_bytes=config.kv_bytes,
+            chunk_tokens=config.chunk_tokens,
+            model_path=str(model.path),
+            eos_token_ids=sorted(model.eos_token_ids),
+            place=place,
+        )
+        ours, theirs = socket.socketpair()
+        with theirs:  # or a dead child would be waited for in vain
+            command = [sys.executable, "-m", MODULE, "--control", str(theirs.fileno())]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        self._control: ControlChannel[_FromEngine] = ControlChannel(ours, _FromEngine)
+        self._control.send(order)
         try:
-            facts = self._receive(START_TIMEOUT_S)
+            self.facts = self._receive(_Ready, START_TIMEOUT_S).facts
         except BaseException:
             self.close()
             raise
-        assert isinstance(facts, BareFacts)
-        self.facts = facts
 
     def time_steps(self, steps: Sequence[StepShape]) -> list[float]:
         """Compute `steps` one after the other; return the seconds that each took.
 
         Raises: BenchError if they do not fit in the engine's blocks, or it fails.
         """
-        self._connection.send([list(step) for step in steps])
-        durations = self._receive(STEPS_TIMEOUT_S)
-        assert isinstance(durations, list)
-        return durations
+        self._control.send(_Steps([list(step) for step in steps]))
+        return self._receive(_Durations, STEPS_TIMEOUT_S).each_s
 
-    def _receive(self, timeout_s: float) -> object:
-        if not self._connection.poll(timeout_s):
-            raise BenchError(f"the bare engine did not answer within {timeout_s:.0f} s; ask for fewer or shorter steps")
+    def _receive(self, kind: type[_Answer], timeout_s: float) -> _Answer:
         try:
-            answer: object = self._connection.recv()
-        except EOFError:
-            raise BenchError("the bare engine's process has died; its last words are above") from None
+            answer = self._control.receive(timeout_s)
+        except LaunchError as error:
+            raise BenchError(f"the bare engine: {error}; its last words, if any, are above") from None
         if isinstance(answer, _Failure):
             raise BenchError(f"bare engine: {answer.message}")
+        assert isinstance(answer, kind)
         return answer
 
     def close(self) -> None:
         """End the process."""
-        self._connection.close()  # it ends when it reads that
-        self._process.join(STOP_TIMEOUT_S)
-        if self._process.is_alive():
+        self._control.close()  # it ends when it reads that
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.join()
+            self._process.wait()
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -147,44 +185,47 @@ class BareEngine:
         self.close()
 
 
-def _run(connection: "Connection[object, object]", order: _Order) -> None:
-    """Serve the other end until it closes (the child process)."""
+def main() -> None:
+    """Serve the other end until it closes (the process)."""
+    control: ControlChannel[_ToEngine] = join_launcher(_ToEngine)
     try:
-        _serve(connection, order)
-    except EOFError:
-        return
+        _serve(control)
+    except LaunchError:
+        return  # nobody asks any more
     except DiptychError as error:
-        connection.send(_Failure(str(error)))
+        control.send(_Failure(str(error)))
 
 
-def _serve(connection: "Connection[object, object]", order: _Order) -> None:
+def _serve(control: "ControlChannel[_ToEngine]") -> None:
+    order = control.receive(START_TIMEOUT_S)
+    assert isinstance(order, _Order)
     os.sched_setaffinity(0, set(order.place.cores))  # the engine's threads inherit it, and the niceness
     os.nice(order.place.niceness)
     engine = load_engine(
-        order.config.engine,
-        model_dir=order.model.path,
-        eos_token_ids=order.model.eos_token_ids,
+        order.engine,
+        model_dir=Path(order.model_path),
+        eos_token_ids=frozenset(order.eos_token_ids),
         num_threads=len(order.place.cores),
-        kv_dtype=order.config.kv_dtype,
-        modeled_time_scale=order.config.modeled_time_scale,
+        kv_dtype=order.kv_dtype,
+        modeled_time_scale=order.modeled_time_scale,
         clock=SystemClock(),
     )
     block_bytes = engine.layout.block_bytes
-    num_blocks = order.config.kv_bytes // block_bytes
+    num_blocks = order.kv_bytes // block_bytes
     segment, descriptor = Segment.create(num_blocks * block_bytes)
     os.close(descriptor)
     segment.populate()
     engine.bind(segment.view(0, num_blocks * block_bytes), num_blocks)
-    plan = WarmUp(order.config.chunk_tokens, WARM_UP_BATCH_SIZES, True)
+    plan = WarmUp(order.chunk_tokens, WARM_UP_BATCH_SIZES, True)
     engine.warm_up(plan, [BlockId(index) for index in range(min(WARM_UP_BLOCKS, num_blocks))])
-    connection.send(BareFacts(engine.name, engine.layout.block_size, num_blocks, engine.layout.token_bytes))
+    control.send(_Ready(BareFacts(engine.name, engine.layout.block_size, num_blocks, engine.layout.token_bytes)))
     while True:
-        steps = connection.recv()
-        assert isinstance(steps, list)
-        connection.send(_time(engine, steps, num_blocks))
+        asked = control.receive(None)
+        assert isinstance(asked, _Steps)
+        control.send(_time(engine, asked.steps, num_blocks))
 
 
-def _time(engine: StepEngine, steps: Sequence[StepShape], num_blocks: int) -> list[float] | _Failure:
+def _time(engine: StepEngine, steps: Sequence[StepShape], num_blocks: int) -> _Durations | _Failure:
     most_tokens = max(row.num_past_tokens + row.num_tokens for step in steps for row in step)
     num_each = engine.layout.num_blocks_for(most_tokens)
     if num_each * max(len(step) for step in steps) > num_blocks:
@@ -203,4 +244,10 @@ def _time(engine: StepEngine, steps: Sequence[StepShape], num_blocks: int) -> li
         begin_s = time.perf_counter()
         engine.step(rows)
         durations.append(time.perf_counter() - begin_s)
-    return durations
+    return _Durations(durations)
+
+
+if __name__ == "__main__":
+    main()
+    sys.stderr.flush()
+    os._exit(0)  # the engine's threads need not be waited for

@@ -23,6 +23,7 @@ from diptych.bench.report.words import RUN_HEADINGS, goodput_rows, run_rows, slo
 from diptych.bench.search import SearchLimits
 from diptych.bench.summary import RunSummary
 from diptych.bench.target import ApiOptions, Target
+from diptych.core.config import API_KEY_VARIABLE
 from diptych.core.errors import ConfigError
 from diptych.core.slo import Slo
 from diptych.workload.named import WORKLOADS, SessionSource
@@ -79,7 +80,13 @@ PatienceOption = Annotated[float, typer.Option("--patience-s", min=1, help="A cl
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Decides arrivals, lengths and texts.")]
 RouteOption = Annotated[str, typer.Option("--route", help="`completions` or `chat`.")]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="\\[default: the first that the server lists]")]
-KeyOption = Annotated[str | None, typer.Option("--api-key", envvar="OPENAI_API_KEY", help="For servers with a key.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar=[API_KEY_VARIABLE, "OPENAI_API_KEY"], help="For servers with keys."),
+]
+CaOption = Annotated[
+    Path | None, typer.Option("--ca-cert", help="Trust these certificates (PEM) and no others, for https addresses.")
+]
 EosOption = Annotated[
     bool,
     typer.Option("--ignore-eos/--respect-eos", help="Whether answers get the planned length, or end where they end."),
@@ -112,6 +119,7 @@ def run_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     route: RouteOption = "completions",
     model: ModelOption = None,
     api_key: KeyOption = None,
+    ca_cert: CaOption = None,
     ignore_eos: EosOption = True,
     start_timeout_s: StartTimeoutOption = 300.0,
     output: OutputOption = None,
@@ -147,6 +155,7 @@ def sweep_command(  # noqa: PLR0913, PLR0917
     route: RouteOption = "completions",
     model: ModelOption = None,
     api_key: KeyOption = None,
+    ca_cert: CaOption = None,
     ignore_eos: EosOption = True,
     start_timeout_s: StartTimeoutOption = 300.0,
     output: OutputOption = None,
@@ -187,6 +196,7 @@ def compare_command(  # noqa: PLR0913, PLR0917
     route: RouteOption = "completions",
     model: ModelOption = None,
     api_key: KeyOption = None,
+    ca_cert: CaOption = None,
     ignore_eos: EosOption = True,
     start_timeout_s: StartTimeoutOption = 300.0,
     output: OutputOption = None,
@@ -222,7 +232,9 @@ class _Job:
         self.targets = [Target.parse(server) for server in servers]
         if len({target.name for target in self.targets}) < len(self.targets):
             raise ConfigError("two servers have the same name; name them: NAME=SERVER")
-        self.api_options = ApiOptions(_route(flags["route"]), flags["ignore_eos"], flags["model"], flags["api_key"])
+        self.api_options = ApiOptions(
+            _route(flags["route"]), flags["ignore_eos"], flags["model"], flags["api_key"], flags["ca_cert"]
+        )
         source = _source_of(flags)
         slos = [Slo.parse(text) for text in flags["slo"] or ()] or source.slos
         if len(set(slos)) < len(slos):
@@ -237,7 +249,7 @@ class _Job:
         shown = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in flags.items()
-            if name not in {"server", "servers", "slo", "output", "report", "api_key"}
+            if name not in {"server", "servers", "slo", "output", "report", "api_key", "ca_cert"}
             and not (name == "workload" and flags["trace"] is not None)
         }
         facts = [TargetFacts(target.name, target.description) for target in self.targets]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from diptych.cli.status import workers_table
-from diptych.core.config import LIST_SETTINGS, ServeConfig, load_config
+from diptych.core.config import API_KEY_VARIABLE, LIST_SETTINGS, ServeConfig, load_config
 from diptych.core.errors import LaunchError
 from diptych.launch.server import Server, serve
 from diptych.models import stderr_progress
@@ -45,6 +45,10 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     port: Annotated[int | None, _option("port", API, "-p")] = None,
     root_path: Annotated[str | None, _option("root_path", API, metavar="PATH")] = None,
     cors_origins: Annotated[str | None, _option("cors_origins", API, metavar="LIST")] = None,
+    api_keys: Annotated[Path | None, _option("api_keys", API, metavar="FILE")] = None,
+    allow_unauthenticated: Annotated[bool | None, _option("allow_unauthenticated", API)] = None,
+    tls_cert: Annotated[Path | None, _option("tls_cert", API, metavar="FILE")] = None,
+    tls_key: Annotated[Path | None, _option("tls_key", API, metavar="FILE")] = None,
     chat_template: Annotated[Path | None, _option("chat_template", API, metavar="FILE")] = None,
     prefill: Annotated[int | None, _option("prefill", WORKERS)] = None,
     decode: Annotated[int | None, _option("decode", WORKERS)] = None,
@@ -75,6 +79,7 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
 
     By default one prefill and one decode worker share this machine's cores. Every flag is also a key of --config FILE
     and an environment variable (DIPTYCH_PORT=8001); flags win over the environment, the environment over the file.
+    DIPTYCH_API_KEY, if it is set, is a key that requests must bring, besides those of --api-keys.
 
     Ctrl-C or SIGTERM finishes running answers and ends; a second one ends at once.
     """
@@ -87,7 +92,12 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     console = Console(stderr=True)
     signals = StopSignals()
     with console.status("starting") as spinner:
-        server = serve(settings, progress=stderr_progress(), on_stage=spinner.update)
+        server = serve(
+            settings,
+            api_key=os.environ.get(API_KEY_VARIABLE),
+            progress=stderr_progress(),
+            on_stage=spinner.update,
+        )
     signals.on_ready()
     _introduce(console, server)
     _wait(server, signals)
@@ -128,7 +138,8 @@ def _introduce(console: Console, server: Server) -> None:
     console.print(f"step times are predicted from {server.started.costs_source}")
     typer.echo(f"Diptych serves {server.model_name} at {server.url}")
     body = f'{{"model": "{server.model_name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    typer.echo(f"Try:  curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+    key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if server.needs_keys else ""
+    typer.echo(f"Try:  curl {server.url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'")
 
 
 def _wait(server: Server, signals: StopSignals) -> None:

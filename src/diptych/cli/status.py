@@ -1,23 +1,33 @@
 """`diptych status`: what each worker of a running server is doing."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from diptych.core.config import API_KEY_VARIABLE
+from diptych.frontend.tls import client_tls
 from diptych.launch.server import fetch_status
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+Url = Annotated[str, typer.Option("--url", help="Where the server listens.")]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key", envvar=API_KEY_VARIABLE, help="An admin key, for servers with keys.")
+]
+CaCert = Annotated[Path | None, typer.Option("--ca-cert", help="Trust these certificates (PEM) and no others.")]
 
 
 def status_command(
-    url: Annotated[str, typer.Option("--url", help="Where the server listens.")] = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything, for programs.")] = False,
+    api_key: ApiKey = None,
+    ca_cert: CaCert = None,
 ) -> None:
     """Show each worker's role, process, cores, state and blocks."""
-    status = fetch_status(url)
+    status = fetch_status(url, api_key, True if ca_cert is None else client_tls(ca_cert))
     if as_json:
         typer.echo(json.dumps(status, indent=2))
         return

@@ -13,7 +13,9 @@ from diptych.core.control import EngineKind, KVDtype
 from diptych.core.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "DIPTYCH_"
-OTHER_VARIABLES = frozenset({"DIPTYCH_CACHE", "DIPTYCH_CONFIG"})
+API_KEY_VARIABLE = "DIPTYCH_API_KEY"
+"""A key itself. No setting: those can be flags, which everybody on the machine sees, and end up in files."""
+OTHER_VARIABLES = frozenset({"DIPTYCH_CACHE", "DIPTYCH_CONFIG", API_KEY_VARIABLE})
 LIST_SETTINGS = frozenset({"cores", "cors_origins"})
 """Written with commas in between where there are no lists (environment, flags)."""
 _UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9}
@@ -52,6 +54,14 @@ class ServeConfig(BaseModel):
     cors_origins: list[str] = Field(
         default=[], description="Web origins whose pages may call, such as https://chat.example; * for all."
     )
+    api_keys: Path | None = Field(
+        default=None, description="File of API keys, as `diptych key create` makes it; read again when it changes."
+    )
+    allow_unauthenticated: bool = Field(
+        default=False, description="Listen on an address that others reach although there are no API keys."
+    )
+    tls_cert: Path | None = Field(default=None, description="Certificate (PEM, with its chain) to serve HTTPS with.")
+    tls_key: Path | None = Field(default=None, description="The certificate's private key (PEM).")
     chat_template: Path | None = Field(
         default=None, description="File with a Jinja chat template, in place of the model's own."
     )
@@ -131,11 +141,13 @@ class ServeConfig(BaseModel):
     max_queue: int = Field(default=1024, ge=1, description="Most requests running and waiting; further ones get 429.")
 
     @model_validator(mode="after")
-    def _has_workers(self) -> "ServeConfig":
+    def _fits_together(self) -> "ServeConfig":
         if self.num_decode + self.mixed == 0:
             raise ValueError("somebody must write answers: set --decode or --mixed to at least 1")
         if self.num_prefill and not self.num_decode:
             raise ValueError("prefill workers need at least one decode worker: set --decode")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("HTTPS needs both: set --tls-cert and --tls-key")
         return self
 
     @model_validator(mode="after")

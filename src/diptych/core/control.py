@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from diptych.core.api_keys import ApiKey
 from diptych.core.cost_model import CostModel
 from diptych.core.ids import WorkerId
 from diptych.core.messages import PeerAddress, Role
@@ -116,6 +117,12 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     port: int
     root_path: str
     cors_origins: list[str]
+    api_keys: list[ApiKey]
+    """Those that no file has."""
+    api_key_file: str | None
+    tls_cert: str | None
+    tls_key: str | None
+    """Files; None: plain HTTP."""
     chat_template: str | None
     """In place of the model's own."""
     cores: list[int]

@@ -1,6 +1,7 @@
 """Serves a generation over HTTP, whole or streamed, for as long as its client waits."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from starlette.requests import Request as HttpRequest
@@ -10,9 +11,12 @@ from diptych.core.clock import Clock
 from diptych.core.errors import RequestError
 from diptych.core.service import RequestService
 from diptych.frontend.answer import AnswerEvent, AnswerEvents, Generation, WholeAnswer, collect_answer
+from diptych.frontend.auth.key_check import tenant_of
+from diptych.frontend.auth.tenant import MeteredService, Tenant
 from diptych.frontend.client_connection import ClientConnection, ClientGoneError, Intake
 from diptych.frontend.errors import error_body
 from diptych.frontend.event_stream import EventStream
+from diptych.frontend.grammar_check import GrammarChecker
 from diptych.frontend.openai.wire import stream_error_event
 from diptych.frontend.text.tokenizer import Tokenizer
 
@@ -39,11 +43,14 @@ def _write_stream_error(error: RequestError) -> bytes:
 class Answering:
     """What routes need to serve what they have translated."""
 
-    def __init__(self, service: RequestService, tokenizer: Tokenizer, clock: Clock, intake: Intake) -> None:
+    def __init__(
+        self, service: RequestService, tokenizer: Tokenizer, clock: Clock, intake: Intake, grammars: GrammarChecker
+    ) -> None:
         self._service = service
         self._tokenizer = tokenizer
         self._clock = clock
         self._intake = intake
+        self._grammars = grammars
 
     async def whole(
         self, http_request: HttpRequest, generation: Generation, write: Callable[[WholeAnswer], bytes]
@@ -52,7 +59,7 @@ class Answering:
 
         Raises: RequestError as the service and the answers.
         """
-        work = collect_answer(self._service, self._tokenizer, generation)
+        work = self._collect(generation, tenant_of(http_request.scope))
         try:
             answer = await self._connection(http_request, generation).run(work)
         except ClientGoneError:
@@ -68,13 +75,41 @@ class Answering:
     ) -> Response:
         """Return the answer as a stream of server-sent events."""
         connection = self._connection(http_request, generation)
-        return _named(EventStream(self._events(generation, shape), write_error, connection), generation)
+        events = self._events(generation, shape, tenant_of(http_request.scope))
+        return _named(EventStream(events, write_error, connection), generation)
 
-    async def _events(self, generation: Generation, shape: StreamShape) -> AsyncGenerator[bytes, None]:
-        async with AnswerEvents(self._service, self._tokenizer, generation) as events:
+    async def _collect(self, generation: Generation, tenant: Tenant | None) -> WholeAnswer:
+        async with self._admitted(generation, tenant) as (service, own):
+            return await collect_answer(service, self._tokenizer, own)
+
+    async def _events(
+        self, generation: Generation, shape: StreamShape, tenant: Tenant | None
+    ) -> AsyncGenerator[bytes, None]:
+        async with (
+            self._admitted(generation, tenant) as (service, own),
+            AnswerEvents(service, self._tokenizer, own) as events,
+        ):
             async for happened in events:
                 yield shape.on_event(happened)
         yield shape.closing()
+
+    @asynccontextmanager
+    async def _admitted(
+        self, generation: Generation, tenant: Tenant | None
+    ) -> AsyncIterator[tuple[RequestService, Generation]]:
+        """Hand out the service that counts for a tenant, and the generation under the tenant's cache salt.
+
+        Raises: InvalidRequestError for a grammar that cannot be used, OverloadedError if the tenant has no tokens left.
+        """
+        name = "" if tenant is None else tenant.key.name
+        for grammar in {request.sampling.grammar for request in generation.requests}:
+            if grammar is not None:
+                await self._grammars.check(grammar, name)
+        if tenant is None:
+            yield self._service, generation
+            return
+        with tenant.spending(generation) as spending:
+            yield MeteredService(self._service, spending), tenant.salted(generation)
 
     def _connection(self, http_request: HttpRequest, generation: Generation) -> ClientConnection:
         left_s = generation.requests[0].deadline_s - self._clock.now_s()

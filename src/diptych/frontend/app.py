@@ -7,8 +7,12 @@ from diptych.core.clock import Clock, SystemClock
 from diptych.core.service import RequestService
 from diptych.core.version import __version__
 from diptych.frontend.answering import Answering
+from diptych.frontend.auth.key_check import KeyCheck
+from diptych.frontend.auth.key_ring import KeyRing
 from diptych.frontend.client_connection import Intake
 from diptych.frontend.errors import install_error_handlers
+from diptych.frontend.grammar_check import GrammarChecker
+from diptych.frontend.head_limits import HeadLimits
 from diptych.frontend.middleware import Gate, LastResort, PathPrefix
 from diptych.frontend.openapi import install_schema
 from diptych.frontend.request_translation import RequestTranslator
@@ -23,15 +27,24 @@ from diptych.frontend.text.tokenizer import Tokenizer
 def create_app(
     service: RequestService, tokenizer: Tokenizer, settings: FrontendSettings, clock: Clock | None = None
 ) -> FastAPI:
-    """Return the web application. `app.state.intake` is its `Intake`, which the server closes to drain."""
+    """Return the web application.
+
+    `app.state.intake` is its `Intake`, which the server closes to drain, and `app.state.grammars` its `GrammarChecker`,
+    which it closes at the end.
+
+    Raises: ConfigError if the file of API keys cannot be used.
+    """
     clock = clock or SystemClock()
     intake = Intake(settings.max_in_flight_requests)
+    keys = KeyRing(settings.api_keys, settings.api_key_file, clock) if settings.has_keys else None
+    grammars = GrammarChecker(tokenizer.vocabulary, settings.eos_token_ids)
     app = FastAPI(title="Diptych", summary="OpenAI's API for text", version=__version__, redirect_slashes=False)
     app.state.intake = intake
+    app.state.grammars = grammars
     install_error_handlers(app)
-    _add_middleware(app, intake, settings)
+    _add_middleware(app, intake, keys, settings)
     translator = RequestTranslator(tokenizer, settings, clock)
-    answering = Answering(service, tokenizer, clock, intake)
+    answering = Answering(service, tokenizer, clock, intake, grammars)
     add_chat_and_completions(app, answering, translator)
     add_responses(app, answering, translator, tokenizer)
     add_text_routes(app, translator, tokenizer, settings)
@@ -41,12 +54,14 @@ def create_app(
     return app
 
 
-def _add_middleware(app: FastAPI, intake: Intake, settings: FrontendSettings) -> None:
+def _add_middleware(app: FastAPI, intake: Intake, keys: KeyRing | None, settings: FrontendSettings) -> None:
     """Add what stands before the routes; the last to be added is the first to see a request."""
     app.add_middleware(
         Gate, intake=intake, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s
     )
     app.add_middleware(LastResort)
+    if keys is not None:
+        app.add_middleware(KeyCheck, keys=keys)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -57,3 +72,4 @@ def _add_middleware(app: FastAPI, intake: Intake, settings: FrontendSettings) ->
         )
     if settings.root_path:
         app.add_middleware(PathPrefix, prefix=settings.root_path)
+    app.add_middleware(HeadLimits)

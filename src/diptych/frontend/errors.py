@@ -52,6 +52,36 @@ class BodyTimeoutError(RequestError):
     code = "timeout"
 
 
+class HeadTooLargeError(RequestError):
+    """The HTTP headers, or the URL, are longer than the server reads (HTTP 431)."""
+
+    http_status = 431
+    kind = "invalid_request_error"
+    code = "headers_too_large"
+
+
+class AuthenticationError(RequestError):
+    """The request has no API key, or one that is not valid (HTTP 401)."""
+
+    http_status = 401
+    kind = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class ForbiddenError(RequestError):
+    """The API key is valid, but not for this (HTTP 403)."""
+
+    http_status = 403
+    kind = "invalid_request_error"
+    code = "permission_denied"
+
+
+class KeyLimitError(OverloadedError):
+    """The API key has used what it may for now (HTTP 429, with Retry-After)."""
+
+    code = "rate_limit_exceeded"
+
+
 class MethodNotAllowedError(RequestError):
     """The route exists with another method (HTTP 405)."""
 
@@ -84,6 +114,8 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
     all_headers = dict(headers or {})
     if isinstance(error, OverloadedError):
         all_headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, AuthenticationError):
+        all_headers["WWW-Authenticate"] = 'Bearer realm="diptych"'
     return Response(error_body(error), error.http_status, all_headers, media_type="application/json")
 
 

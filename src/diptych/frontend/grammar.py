@@ -1,8 +1,8 @@
 """What an answer must match, as a grammar that workers can follow: JSON schemas, expressions, choices, tool calls.
 
-Only the text of the grammar is made here; whether it can be followed is found out by the decode worker, off the event
-loop. JSON is written on one line, with a space after commas and colons: a small model that may choose its white space
-can go on with it for ever.
+Only the text of the grammar is made here, and its size bounded; whether it can be followed is found out off the event
+loop (diptych.frontend.grammar_check). JSON is written on one line, with a space after commas and colons: a small model
+that may choose its white space can go on with it for ever.
 """
 
 import json
@@ -23,6 +23,10 @@ ONE_LINE: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", "
 ANY_OBJECT: Schema = {"type": "object"}
 MAX_CALLS = 16
 """In one answer."""
+MAX_SCHEMA_DEPTH = 100
+"""Objects and arrays in each other; llguidance reads about as many."""
+MAX_GBNF_CHARACTERS = 20_000
+"""It is turned into Lark here, in a time that grows with the square of it: 60 ms for so many."""
 
 
 def of_response_format(wanted: ResponseFormat | None) -> str | None:
@@ -51,6 +55,11 @@ def of_structured_outputs(wanted: StructuredOutputs) -> str:
         alternatives = " | ".join(_quoted(text) for text in wanted.choice)
         return _checked(llguidance.LLMatcher.grammar_from_lark(f"start: {alternatives}"), param)
     if wanted.grammar is not None:
+        if "::=" in wanted.grammar and len(wanted.grammar) > MAX_GBNF_CHARACTERS:
+            raise InvalidRequestError(
+                f"a grammar in GBNF may have {MAX_GBNF_CHARACTERS} characters; shorten it, or write it in Lark",
+                param=param,
+            )
         try:
             return _checked(llguidance.grammar_from("grammar", wanted.grammar), param)
         except ValueError as error:
@@ -70,11 +79,14 @@ def of_tools(offered: OfferedTools, response_format: ResponseFormat | None) -> s
     """
     if not offered.tools:
         return None
+    for tool in offered.tools:
+        _check_depth(tool.function.schema_of_arguments, "tools")
     lines = [f"tool_{index}: {_of_call(tool)}" for index, tool in enumerate(offered.tools)]
     lines.append("tool: " + " | ".join(f"tool_{index}" for index in range(len(offered.tools))))
     more = f" ({_quoted(BETWEEN)} tool_again){{0,{MAX_CALLS - 1}}}" if offered.is_parallel else ""
     lines.append(f"tool_again: {_quoted(TRIGGER)} tool")
     schema = _schema_of(response_format)
+    _check_depth(schema, "response_format")
     if offered.is_required:
         lines.append(f"start: {_quoted(TRIGGER)} tool{more}")
     elif schema is not None:
@@ -94,6 +106,7 @@ def _of_call(tool: Tool) -> str:
 
 
 def _of_schema(schema: Schema, param: str, whitespace_pattern: str | None = None) -> str:
+    _check_depth(schema, param)
     options: Any = ONE_LINE if whitespace_pattern is None else {"whitespace_pattern": whitespace_pattern}
     try:
         grammar = llguidance.LLMatcher.grammar_from_json_schema(dict(schema), overrides=options)
@@ -103,6 +116,7 @@ def _of_schema(schema: Schema, param: str, whitespace_pattern: str | None = None
 
 
 def _of_structural_tag(wanted: Schema, param: str) -> str:
+    _check_depth(wanted, param)
     try:
         structures: Sequence[Schema] = wanted["structures"]
         triggers: Sequence[str] = wanted["triggers"]
@@ -122,6 +136,20 @@ def _of_structural_tag(wanted: Schema, param: str) -> str:
             param=param,
         ) from None
     return _checked(grammar, param)
+
+
+def _check_depth(value: object, param: str) -> None:
+    """Refuse what is nested so deeply that whoever walks through it by recursion may not come back.
+
+    Raises: InvalidRequestError.
+    """
+    level = [value]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        inner = [list(item.values()) if isinstance(item, Mapping) else item for item in level]
+        level = [part for items in inner if isinstance(items, list) for part in items]
+        if not level:
+            return
+    raise InvalidRequestError(f"the schema is more than {MAX_SCHEMA_DEPTH} levels deep; make it flatter", param=param)
 
 
 def _parsed(value: Schema | str, param: str) -> Schema:

@@ -98,6 +98,7 @@ class RequestTranslator:
             continue_final_message=bool(body.continue_final_message),
             variables=body.chat_template_kwargs,
         )
+        self._check_text_length([text], "messages")  # templates write tools, too
         return self._tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
 
     def _grammar(self, body: ChatCompletionRequest) -> str | None:

@@ -18,6 +18,8 @@ class StoredResponse:
     """The response object as JSON."""
     messages: Conversation
     """All that was said, the response included; instructions are not a part of it."""
+    owner: str = ""
+    """Which key made it: the only one that may come back to it."""
 
     @property
     def num_bytes(self) -> int:
@@ -42,23 +44,23 @@ class ResponseStore:
             _, oldest = self._responses.popitem(last=False)
             self._num_bytes -= oldest.num_bytes
 
-    def get(self, response_id: str, param: str | None = None) -> StoredResponse:
+    def get(self, response_id: str, owner: str, param: str | None = None) -> StoredResponse:
         """Return a response.
 
-        Raises: NotFoundError if it was never kept, or is no longer.
+        Raises: NotFoundError if it was never kept, or is no longer, or is another's.
         """
         response = self._responses.get(response_id)
-        if response is None:
+        if response is None or response.owner != owner:
             raise NotFoundError(
                 f"there is no response {response_id!r}; only the newest {self._max_responses} are kept, in memory",
                 param=param,
             )
         return response
 
-    def delete(self, response_id: str) -> None:
+    def delete(self, response_id: str, owner: str) -> None:
         """Forget a response.
 
-        Raises: NotFoundError if it is not here.
+        Raises: NotFoundError if it is not here, or is another's.
         """
-        self._num_bytes -= self.get(response_id).num_bytes
+        self._num_bytes -= self.get(response_id, owner).num_bytes
         del self._responses[response_id]

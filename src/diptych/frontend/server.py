@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import Generator
 
 import uvicorn
@@ -15,6 +16,8 @@ from fastapi import FastAPI
 
 from diptych.core.errors import LaunchError
 from diptych.frontend.client_connection import Intake
+from diptych.frontend.grammar_check import GrammarChecker
+from diptych.frontend.head_limits import BoundedHeadProtocol
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +80,14 @@ class _Uvicorn(uvicorn.Server):
 class FrontendServer:
     """One listening HTTP server: `bind`, `serve` until `stop`. Once over, it cannot be used again."""
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
-        """Serve `app`, made by `create_app`; port 0 takes any free one, and `port` tells which."""
+    def __init__(self, app: FastAPI, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        """Serve `app`, made by `create_app`; port 0 takes any free one, and `port` tells which. `tls`: as HTTPS."""
         self._host = host
         self.port = port
         self._listener: socket.socket | None = None
         self._intake: Intake = app.state.intake
+        self._grammars: GrammarChecker = app.state.grammars
+        self._scheme = "http" if tls is None else "https"
         self._ended = asyncio.Event()
         self._is_serving = False
         self._server = _Uvicorn(
@@ -93,6 +98,8 @@ class FrontendServer:
                 lifespan="off",
                 ws="none",
                 server_header=False,
+                http=BoundedHeadProtocol,
+                ssl_context_factory=None if tls is None else lambda *_: tls,
                 backlog=BACKLOG_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
@@ -122,11 +129,12 @@ class FrontendServer:
             return
         listener = self._listen()
         self._is_serving = True
-        log.info("listening on http://%s:%d", self._host, self.port)
+        log.info("listening on %s://%s:%d", self._scheme, self._host, self.port)
         try:
             await self._server.serve(sockets=[listener])
         finally:
             listener.close()
+            await self._grammars.close()
             self._ended.set()
 
     def begin_drain(self) -> None:

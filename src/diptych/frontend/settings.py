@@ -1,7 +1,9 @@
 """What the frontend must be told: fixed for its whole life."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from diptych.core.api_keys import ApiKey
 from diptych.core.version import __version__
 
 
@@ -22,6 +24,10 @@ class FrontendSettings:
     """Under which a proxy has this server, such as `/llm`; empty: none."""
     cors_origins: tuple[str, ...] = ()
     """Web pages of these origins may call; `*`: of all. Empty: none."""
+    api_keys: tuple[ApiKey, ...] = ()
+    """Keys that open the server for as long as it runs."""
+    api_key_file: Path | None = None
+    """More of them, as the file says at any time. Neither: whoever can connect may ask."""
     request_timeout_s: float = 600.0
     """From the whole HTTP request read to the last byte of the answer sent."""
     max_body_bytes: int = 4_000_000
@@ -30,6 +36,11 @@ class FrontendSettings:
     """A body that takes longer to arrive gets 408."""
     max_in_flight_requests: int = 4096
     """POSTs being read, served or sent at one time; one more gets 429."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether requests need an API key."""
+        return bool(self.api_keys) or self.api_key_file is not None
 
     @property
     def system_fingerprint(self) -> str:

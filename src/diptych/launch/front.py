@@ -29,6 +29,7 @@ from diptych.frontend.app import create_app
 from diptych.frontend.server import FrontendServer
 from diptych.frontend.settings import FrontendSettings
 from diptych.frontend.text.tokenizer import Tokenizer
+from diptych.frontend.tls import server_tls
 from diptych.kv.hashing import BlockHasher
 from diptych.router.router import Router
 from diptych.router.settings import RouterSettings
@@ -74,9 +75,14 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         chat_template=order.chat_template,
         root_path=order.root_path,
         cors_origins=tuple(order.cors_origins),
+        api_keys=tuple(order.api_keys),
+        api_key_file=None if order.api_key_file is None else Path(order.api_key_file),
         request_timeout_s=order.request_timeout_s,
     )
-    server = FrontendServer(create_app(router, tokenizer, settings, clock), order.host, order.port)
+    tls = None
+    if order.tls_cert is not None and order.tls_key is not None:
+        tls = server_tls(Path(order.tls_cert), Path(order.tls_key))
+    server = FrontendServer(create_app(router, tokenizer, settings, clock), order.host, order.port, tls)
     control.send(FrontendListening(port=server.bind()))
     must_stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, must_stop.set)

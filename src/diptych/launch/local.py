@@ -20,6 +20,7 @@ from diptych.core.errors import LaunchError
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
 from diptych.kv.header import SegmentHeader
+from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan, share_cores, usable_cores
 from diptych.launch.costs import find_costs
 from diptych.launch.orders import Agreement, Orders
@@ -50,14 +51,15 @@ class StartedCluster:
 class LocalCluster:
     """The processes of one server. Not restartable: after `stop` make a new one."""
 
-    def __init__(self, config: ServeConfig, model: ModelFolder) -> None:
+    def __init__(self, config: ServeConfig, model: ModelFolder, access: Access) -> None:
         self._config = config
         self._model = model
+        self._access = access
         self._roles = roles_of(config)
         self._cores = share_cores(usable_cores(config.cores), self._roles)
         self._directory = RunDirectory()
         try:
-            self._orders = Orders(config, model, self._roles, self._cores, self._directory)
+            self._orders = Orders(config, model, access, self._roles, self._cores, self._directory)
         except BaseException:
             self._directory.close()
             raise
@@ -115,7 +117,7 @@ class LocalCluster:
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         took_s = time.monotonic() - begin_s
         layout, plan, source = agreement.layout, agreement.plan, agreement.costs.source
-        return StartedCluster(f"http://{host}:{port}", self._cores, plan, layout, source, took_s)
+        return StartedCluster(f"{self._access.scheme}://{host}:{port}", self._cores, plan, layout, source, took_s)
 
     def _supervise(self, agreement: Agreement, port: int, frontend: ChildProcess) -> Supervisor:
         timeout_s = self._config.start_timeout_s
@@ -224,14 +226,6 @@ class LocalCluster:
             os.close(self._segment_descriptor)
             self._segment_descriptor = -1
         self._directory.close()
-
-    def _stop_supervisor(self) -> None:
-        """Take the processes back as they are now."""
-        if self._supervisor is not None:
-            self._supervisor.stop()
-            self._workers = {WorkerId(child.name): child for child in self._supervisor.workers()}
-            self._frontend = self._supervisor.frontend()
-            self._supervisor = None
 
 
 def roles_of(config: ServeConfig) -> dict[WorkerId, Role]:

@@ -9,6 +9,7 @@ from diptych.core.control import FrontendOrder, LayoutReport, Lease, ModelOrder,
 from diptych.core.errors import ConfigError
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
+from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan
 from diptych.launch.costs import Costs
 from diptych.launch.run_directory import RunDirectory
@@ -34,10 +35,11 @@ class Agreement:
 class Orders:
     """Writes orders from the configuration."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  all that decides what a process is told
         self,
         config: ServeConfig,
         model: ModelFolder,
+        access: Access,
         roles: Mapping[WorkerId, Role],
         cores: CorePlan,
         directory: RunDirectory,
@@ -46,6 +48,7 @@ class Orders:
         self.roles = dict(roles)
         self._config = config
         self._model = model
+        self._access = access
         self._cores = cores
         self._directory = directory
         self._chat_template = None if config.chat_template is None else read_template(config.chat_template)
@@ -88,7 +91,7 @@ class Orders:
 
     def frontend(self, incarnation: int, port: int, agreement: Agreement) -> FrontendOrder:
         """Return the order of a life of the frontend, which listens on `port`."""
-        config = self._config
+        config, access = self._config, self._access
         return FrontendOrder(
             incarnation=incarnation,
             model=self._model_order(),
@@ -98,6 +101,10 @@ class Orders:
             port=port,
             root_path=config.root_path,
             cors_origins=config.cors_origins,
+            api_keys=list(access.api_keys),
+            api_key_file=_text_of(access.key_file),
+            tls_cert=_text_of(access.tls_cert),
+            tls_key=_text_of(access.tls_key),
             chat_template=self._chat_template,
             cores=self._cores.frontend,
             layout_fingerprint=agreement.layout.fingerprint,
@@ -123,6 +130,10 @@ class Orders:
 
 def _overlap(one: Sequence[int], other: Sequence[int]) -> bool:
     return not set(one).isdisjoint(other)
+
+
+def _text_of(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def read_template(path: Path) -> str:

@@ -1,24 +1,29 @@
 """A running server as an object: what `diptych serve` and `diptych.serve(config)` share."""
 
+import ssl
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx
 
 from diptych.core.config import ServeConfig
 from diptych.core.errors import LaunchError
+from diptych.frontend.tls import own_server_tls
+from diptych.launch.access import Access, plan_access
 from diptych.launch.local import LocalCluster, StartedCluster
 from diptych.models import Progress, resolve
 
 STATUS_TIMEOUT_S = 10.0
+HTTP_UNAUTHORIZED, HTTP_FORBIDDEN = 401, 403
 
 
 class Server:
     """All processes of one server. A context manager; after its end no process, socket or memory is left."""
 
-    def __init__(self, cluster: LocalCluster, started: StartedCluster, model_name: str) -> None:
+    def __init__(self, cluster: LocalCluster, started: StartedCluster, model_name: str, access: Access) -> None:
         self._cluster = cluster
+        self._access = access
         self.started = started
         self.model_name = model_name
 
@@ -27,9 +32,16 @@ class Server:
         """Where it listens, such as `http://127.0.0.1:8000`; OpenAI clients take this plus `/v1` as base URL."""
         return self.started.url
 
+    @property
+    def needs_keys(self) -> bool:
+        """Whether requests need an API key."""
+        return self._access.needs_keys
+
     def status(self) -> dict[str, Any]:
         """Return what `diptych status --json` prints."""
-        return fetch_status(self.url)
+        certificate = self._access.tls_cert
+        tls = True if certificate is None else own_server_tls(certificate)
+        return fetch_status(self.url, self._access.own_key, tls)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the server has ended by itself (its frontend died); tell whether it has."""
@@ -60,47 +72,73 @@ class Server:
 def serve(
     config: ServeConfig | None = None,
     *,
+    api_key: str | None = None,
     progress: Progress | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Server:
     """Serve a model on this machine; return when requests can be sent.
 
-    `progress` shows fetching and converting the model, `on_stage` hears of each stage of the start.
+    `api_key`: one that opens the server besides those of `config.api_keys`, and may do anything. `progress`
+    shows fetching and converting the model, `on_stage` hears of each stage of the start.
 
     Raises: ModelError, ConfigError, LaunchError; nothing is left running.
     """
     config = config or ServeConfig()
+    access = plan_access(config, api_key)
     model = resolve(config.model, progress=progress)
-    cluster = LocalCluster(config, model)
-    return Server(cluster, cluster.start(on_stage), model.name)
+    cluster = LocalCluster(config, model, access)
+    return Server(cluster, cluster.start(on_stage), model.name, access)
 
 
-def fetch_status(url: str) -> dict[str, Any]:
-    """Ask a running server for its status.
+def fetch_status(url: str, api_key: str | None = None, tls: ssl.SSLContext | bool = True) -> dict[str, Any]:
+    """Ask a running server for its status; `tls`: whom to trust, by default those whom the system trusts.
 
-    Raises: LaunchError if none answers there.
+    Raises: LaunchError if none answers there, or it wants (another) key.
     """
+    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/diptych/status", timeout=STATUS_TIMEOUT_S)
+        answer = httpx.get(f"{url.rstrip('/')}/diptych/status", headers=headers, verify=tls, timeout=STATUS_TIMEOUT_S)
         answer.raise_for_status()
         content: dict[str, Any] = answer.json()
     except httpx.HTTPStatusError as error:
+        if error.response.status_code in {HTTP_UNAUTHORIZED, HTTP_FORBIDDEN}:
+            raise LaunchError(f"{url} wants an API key: {_reason(error.response)}") from None
         raise LaunchError(f"{url} answers, but not like a Diptych server ({error.response.status_code})") from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise LaunchError(f"no Diptych server answers at {url} ({error}); is it running? give its --url") from None
     return content
 
 
-def order_worker(url: str, worker: str, action: str, body: dict[str, Any]) -> dict[str, Any]:
+class Remote(NamedTuple):
+    """A running server and how to be let in."""
+
+    url: str
+    api_key: str | None = None
+    tls: ssl.SSLContext | bool = True
+    """Whom to trust, by default those whom the system trusts."""
+
+
+def order_worker(remote: Remote, worker: str, action: str, body: dict[str, Any]) -> dict[str, Any]:
     """Ask a running server to do something with a worker: `drain` or `start`.
 
     Raises: LaunchError if none answers there, or it refuses.
     """
+    address = f"{remote.url.rstrip('/')}/diptych/workers/{worker}/{action}"
+    headers = {} if remote.api_key is None else {"Authorization": f"Bearer {remote.api_key}"}
     try:
-        answer = httpx.post(f"{url.rstrip('/')}/diptych/workers/{worker}/{action}", json=body, timeout=STATUS_TIMEOUT_S)
+        answer = httpx.post(address, json=body, headers=headers, verify=remote.tls, timeout=STATUS_TIMEOUT_S)
         content: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise LaunchError(f"no Diptych server answers at {url} ({error}); is it running? give its --url") from None
+        raise LaunchError(
+            f"no Diptych server answers at {remote.url} ({error}); is it running? give its --url"
+        ) from None
     if answer.is_error:
-        raise LaunchError(content["error"]["message"] if "error" in content else f"{url} answers {answer.status_code}")
+        raise LaunchError(_reason(answer))
     return content
+
+
+def _reason(refusal: httpx.Response) -> str:
+    try:
+        return str(refusal.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return f"status {refusal.status_code}"

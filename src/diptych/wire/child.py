@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from typing import TypeVar
@@ -14,10 +15,14 @@ Incoming = TypeVar("Incoming", bound=msgspec.Struct)
 
 
 def join_launcher(kinds: object) -> ControlChannel[Incoming]:
-    """Open the socket to the launcher, over which messages of `kinds` come; log to stderr, leave Ctrl-C to it."""
+    """Open the socket to the launcher, over which messages of `kinds` come; log to stderr, leave Ctrl-C to it.
+
+    What this process makes is readable by its user alone.
+    """
     parser = argparse.ArgumentParser(description="A process of `diptych serve`, which alone starts it.")
     parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the launcher")
     descriptor = parser.parse_args().control
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.umask(0o077)  # sockets are for this user alone, as is the directory that they are in
     return ControlChannel.of_descriptor(descriptor, kinds)

@@ -17,12 +17,12 @@ from diptych.core.errors import GrammarError, PeerUnreachableError
 from diptych.core.events import Lifecycle
 from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import Grant, Revoke
+from diptych.models.grammar_guide import GrammarGuide
 from diptych.policy.batching import choose_victim
 from diptych.wire.mailbox import Outbox
 from diptych.worker.handoff import Handoff, Handoffs
 from diptych.worker.load import Load
 from diptych.worker.pace import Pace
-from diptych.worker.sampling.guide import GrammarGuide
 from diptych.worker.sequence import Sequence, SequenceState
 from diptych.worker.sequence_blocks import SequenceBlocks
 

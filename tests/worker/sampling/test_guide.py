@@ -11,9 +11,10 @@ import pytest
 
 from diptych.core.errors import EngineError, GrammarError
 from diptych.core.request import SamplingParams
+from diptych.models.grammar_guide import GrammarGuide
 from diptych.models.vocabulary import Vocabulary
 from diptych.worker.sampling.chooser import TokenChooser, choose_tokens
-from diptych.worker.sampling.guide import FirstTokenGuide, GrammarCompiler, GrammarGuide, rule_out
+from diptych.worker.sampling.guide import FirstTokenGuide, GrammarCompiler, rule_out
 
 EOS = 0
 

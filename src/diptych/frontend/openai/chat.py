@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from diptych.frontend.openai import unsupported
 from diptych.frontend.openai.fields import MAX_INT64, Body, Text, invalid
 from diptych.frontend.openai.generation import MAX_LOGPROBS, GenerationBody
-from diptych.frontend.openai.messages import ChatMessage
+from diptych.frontend.openai.messages import MAX_MESSAGES, ChatMessage
 from diptych.frontend.openai.tools import MAX_TOOLS, OfferedTools, Tool, ToolChoice, offered_tools
 
 MAX_SCHEMA_NAME = 64
@@ -38,7 +38,7 @@ class ResponseFormat(Body):
 class ChatCompletionRequest(GenerationBody):
     """A conversation to answer."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT64, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="Tell how likely each token of the answer was.")
     top_logprobs: int | None = Field(

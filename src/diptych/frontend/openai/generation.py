@@ -15,6 +15,9 @@ MAX_PENALTY = 2.0
 MAX_REPETITION_PENALTY = 10.0
 MAX_STOP_TOKENS = 128
 MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARACTERS = 256
+MAX_ALLOWED_TOKENS = 2**18
+"""The largest vocabularies have as many."""
 MAX_GRAMMAR_CHARACTERS = 100_000
 
 
@@ -31,6 +34,9 @@ def _check_logit_bias(value: object) -> object:
     if not all(type(bias) in {int, float} and -MAX_BIAS <= bias <= MAX_BIAS for bias in biases.values()):
         raise invalid("logit_bias", "values must be numbers from -100 to 100")
     return {token_id: float(bias) for token_id, bias in biases.items()}
+
+
+BadWord = Annotated[Text, Field(max_length=MAX_BAD_WORD_CHARACTERS)]
 
 
 class StreamOptions(Body):
@@ -101,8 +107,12 @@ class GenerationBody(Body):
     logit_bias: Annotated[dict[int, float] | None, BeforeValidator(_check_logit_bias)] = Field(
         None, description="Added to the logits of these token ids, -100 to 100."
     )
-    allowed_token_ids: list[int] | None = Field(None, min_length=1, description="vLLM: no other token may come.")
-    bad_words: list[Text] | None = Field(None, max_length=MAX_BAD_WORDS, description="vLLM: texts that may not come.")
+    allowed_token_ids: list[int] | None = Field(
+        None, min_length=1, max_length=MAX_ALLOWED_TOKENS, description="vLLM: no other token may come."
+    )
+    bad_words: list[BadWord] | None = Field(
+        None, max_length=MAX_BAD_WORDS, description="vLLM: texts that may not come, of up to 256 characters."
+    )
 
     stop: StopStrings = Field(None, description="Up to 16 strings; the answer ends before the first of them.")
     stop_token_ids: list[int] | None = Field(None, max_length=MAX_STOP_TOKENS, description="vLLM: tokens that end it.")

@@ -36,7 +36,10 @@ def _check_content(value: object) -> object:
     return value
 
 
-Parts = Annotated[list[TextPart], Field(min_length=1)]
+MAX_MESSAGES = 10_000
+"""Each takes a token at least; checking so many takes 50 ms."""
+MAX_PARTS = 1_000
+Parts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
 Content = Annotated[str | Parts, BeforeValidator(_check_content)]
 
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from diptych.frontend.openai import unsupported
 from diptych.frontend.openai.fields import MAX_INT64, MIN_INT64, Body, Text, invalid
 from diptych.frontend.openai.generation import MAX_LOGPROBS, StreamOptions
-from diptych.frontend.openai.messages import Conversation
+from diptych.frontend.openai.messages import MAX_MESSAGES, Conversation
 from diptych.frontend.openai.tools import MAX_TOOLS, FunctionName
 
 LOGPROBS_INCLUDED = "message.output_text.logprobs"
@@ -144,7 +144,9 @@ class ResponseRequest(Body):
     """A conversation to go on with."""
 
     model: str = Field(description="The served model's name, as /v1/models tells it.")
-    input: Text | list[InputItem] = Field(description="A text, or messages, calls and what they returned.")
+    input: Text | Annotated[list[InputItem], Field(max_length=MAX_MESSAGES)] = Field(
+        description="A text, or messages, calls and what they returned."
+    )
     instructions: Text | None = Field(None, description="What the system says first; not kept for later.")
     previous_response_id: str | None = Field(None, max_length=128, description="Go on after this stored response.")
     store: bool | None = Field(None, description="Keep the response for a while. Default: true.")

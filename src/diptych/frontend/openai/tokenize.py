@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from diptych.frontend.openai.fields import Body, Text, invalid
-from diptych.frontend.openai.messages import ChatMessage
+from diptych.frontend.openai.messages import MAX_MESSAGES, ChatMessage
 from diptych.frontend.openai.tools import MAX_TOOLS, Tool
 
 
@@ -14,7 +14,7 @@ class TokenizeRequest(Body):
 
     model: str | None = Field(None, description="The served model's name; it may be left out.")
     prompt: Text | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     add_special_tokens: bool | None = Field(None, description="Default: a prompt yes, a conversation no.")
     add_generation_prompt: bool | None = Field(None, description="Default: true.")

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from diptych.frontend.answer import WholeAnswer
 from diptych.frontend.answering import Answering
+from diptych.frontend.auth.key_check import tenant_of
 from diptych.frontend.errors import describe_validation_error
 from diptych.frontend.openai.chat import ChatCompletionRequest
 from diptych.frontend.openai.chat_shape import ChatCompletion, ChatStream, whole_chat
@@ -54,9 +55,10 @@ def add_responses(app: FastAPI, answering: Answering, translator: RequestTransla
     @app.post("/v1/responses", responses=answers(ResponseObject, is_stream=True, can_generate=True))
     async def create_response(body: ResponseRequest, http_request: Request) -> Response:
         """Go on with a conversation."""
+        owner = _owner(http_request)
         earlier: Conversation = []
         if body.previous_response_id is not None:
-            earlier = store.get(body.previous_response_id, "previous_response_id").messages
+            earlier = store.get(body.previous_response_id, owner, "previous_response_id").messages
         generation, _ = translator.from_chat(_chat_of(body, earlier))
         writer = LogprobWriter(tokenizer, body.top_logprobs or 0) if body.wants_logprobs else None
         look = ResponseLook(body, int(time.time()), writer)
@@ -65,7 +67,7 @@ def add_responses(app: FastAPI, answering: Answering, translator: RequestTransla
             content = encode(maker.response())
             if body.store is not False:
                 messages = [*earlier, *body.messages(), *maker.messages()]
-                store.put(look.id, StoredResponse(content, messages))
+                store.put(look.id, StoredResponse(content, messages, owner))
             return content
 
         if body.stream:
@@ -78,14 +80,14 @@ def add_responses(app: FastAPI, answering: Answering, translator: RequestTransla
         return await answering.whole(http_request, generation, write)
 
     @app.get("/v1/responses/{response_id}", responses=answers(ResponseObject, not_found=True))
-    async def retrieve_response(response_id: str) -> Response:
+    async def retrieve_response(response_id: str, http_request: Request) -> Response:
         """Return a stored response."""
-        return Response(store.get(response_id).content, media_type="application/json")
+        return Response(store.get(response_id, _owner(http_request)).content, media_type="application/json")
 
     @app.delete("/v1/responses/{response_id}", responses=answers(None, not_found=True))
-    async def delete_response(response_id: str) -> Response:
+    async def delete_response(response_id: str, http_request: Request) -> Response:
         """Forget a stored response."""
-        store.delete(response_id)
+        store.delete(response_id, _owner(http_request))
         content = {"id": response_id, "object": "response", "deleted": True}
         return Response(encode(content), media_type="application/json")
 
@@ -102,6 +104,12 @@ class _KeepingStream:
         """Keep the response and return the last event."""
         self._keep(self.maker)
         return self.maker.closing()
+
+
+def _owner(http_request: Request) -> str:
+    """Return which key a request came with; where no keys are needed all are one."""
+    tenant = tenant_of(http_request.scope)
+    return "" if tenant is None else tenant.key.hash
 
 
 def _chat_of(body: ResponseRequest, earlier: Conversation) -> ChatCompletionRequest:

@@ -1,0 +1,1 @@
+"""Who asks, what that one may ask for, and what must not be shared with others."""
