@@ -38,6 +38,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     worker_id: WorkerId
     incarnation: int
     role: Role
+    workers: dict[WorkerId, Role]
+    """All of this server, itself included: the only ones whose messages it heeds."""
     cores: list[int]
     niceness: int
     """Above 0 where the frontend runs on the same cores: it needs little, but at once."""

@@ -19,11 +19,13 @@ from diptych.frontend.server import FrontendServer
 from diptych.frontend.settings import FrontendSettings
 from diptych.frontend.text.tokenizer import Tokenizer
 from diptych.kv.hashing import BlockHasher
+from diptych.router.inspection import InspectedInbox
 from diptych.router.router import Router
 from diptych.router.settings import RouterSettings
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
 from diptych.wire.mailbox import AsyncInbox, Outbox
+from diptych.wire.neighbours import Neighbours
 
 ORDER_TIMEOUT_S = 300.0
 READY_POLL_S = 0.01
@@ -39,7 +41,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         model=order.model.name,
         max_model_len=order.max_model_len,
         hasher=BlockHasher(order.model.key, order.layout_fingerprint, block_size=order.block_size),
-        inbox=inbox,
+        inbox=InspectedInbox(inbox, Neighbours(order.endpoint, order.workers)),
         outbox=outbox,
         clock=clock,
         settings=RouterSettings(

@@ -40,6 +40,7 @@ from diptych.launch.segment_plan import EXTENT_BLOCKS, SegmentPlan, agree_on_lay
 from diptych.models import ModelFolder
 from diptych.transfer.segment import Segment
 from diptych.wire.mailbox import Outbox
+from diptych.wire.neighbours import inbox_name
 
 WORKER_MODULE = "diptych.worker.server"
 FRONTEND_MODULE = "diptych.launch.front"
@@ -205,13 +206,14 @@ class LocalCluster:
             worker_id=worker_id,
             incarnation=self._incarnations[worker_id],
             role=self._roles[worker_id],
+            workers=self._roles,
             cores=self._cores.workers[worker_id],
             niceness=NICENESS_BESIDE_FRONTEND if self._is_beside_frontend(worker_id) else 0,
             engine=config.engine,
             modeled_time_scale=config.modeled_time_scale,
             kv_dtype=config.kv_dtype,
             model=self._model_order(),
-            endpoint=self._directory.endpoint(f"{worker_id}-{self._incarnations[worker_id]}"),
+            endpoint=self._directory.endpoint(inbox_name(worker_id, self._incarnations[worker_id])),
             router_endpoint=self._directory.endpoint("router"),
             segment_fd=segment_descriptor,
             max_num_seqs=config.max_num_seqs,

@@ -22,6 +22,7 @@ from diptych.core.messages import (
     HEARTBEAT_INTERVAL_S,
     CacheChange,
     Heartbeat,
+    Remains,
     Role,
     ToWorker,
     WorkerState,
@@ -37,9 +38,11 @@ from diptych.transfer.segment import Segment
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
 from diptych.wire.mailbox import Inbox, Outbox
+from diptych.wire.neighbours import Neighbours
 from diptych.wire.wake import Wake
 from diptych.worker.both_roles import BothRoles
 from diptych.worker.decode import DecodeRole
+from diptych.worker.inspection import Inspector
 from diptych.worker.load import Speed, work_of
 from diptych.worker.memory import WorkerMemory
 from diptych.worker.pace import Pace
@@ -65,7 +68,7 @@ class Worker:
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox = Outbox(self._context)
-        self._inbox: Inbox[ToWorker] = Inbox(self._context, order.endpoint, ToWorker)
+        self._inbox: Inbox[ToWorker | Remains] = Inbox(self._context, order.endpoint, ToWorker, Remains)
         self._wake = Wake()
         self._steps = StepThread(engine, memory, self._wake)
         self._grammars = GrammarCompiler(
@@ -100,6 +103,17 @@ class Worker:
             self._role = prefill
         else:
             self._role = self._decode if order.role is not Role.PREFILL else BothRoles(prefill, self._decode, pace)
+        self._inspector = Inspector(
+            order,
+            engine,
+            memory,
+            self._outbox,
+            clock,
+            self._inbox.dropped,
+            Neighbours(order.endpoint, order.workers),
+            prefill if order.role is Role.PREFILL else None,
+            self._decode,
+        )
         self._step_work = (StepWork(), StepWork())
         self._is_stopping = False
         self._next_heartbeat_s = 0.0
@@ -120,7 +134,7 @@ class Worker:
 
     def _turn(self) -> None:
         timeout_s = min(max(self._next_heartbeat_s - self._clock.now_s(), 0.0), HEARTBEAT_INTERVAL_S)
-        for message in self._inbox.receive(timeout_s, self._wake):
+        for message in self._inspector.passed(self._inbox.receive(timeout_s, self._wake)):
             self._role.on_message(message)
         done = self._steps.try_take()
         if done is not None:
@@ -182,6 +196,7 @@ class Worker:
             num_answers=0 if self._decode is None else self._decode.roster.num_sequences,
             cost_scale=self._speed.cost_scale,
             prefill_share=self._speed.prefill_share,
+            num_dropped_messages=self._inbox.num_dropped,
         )
         heartbeat = Heartbeat(role=order.role, address=order.address, status=status)
         try:
