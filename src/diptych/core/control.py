@@ -121,6 +121,8 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     block_size: int
     workers: dict[WorkerId, Role]
     request_timeout_s: float
+    client_timeout_s: float
+    max_connections: int
     drain_timeout_s: float
     max_outstanding_requests: int
     local_prefill_max_tokens: int

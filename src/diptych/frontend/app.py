@@ -8,6 +8,7 @@ from diptych.core.service import RequestService
 from diptych.core.version import __version__
 from diptych.frontend.answering import Answering
 from diptych.frontend.client_connection import Intake
+from diptych.frontend.connections import Connections
 from diptych.frontend.errors import install_error_handlers
 from diptych.frontend.middleware import Gate, LastResort, PathPrefix
 from diptych.frontend.openapi import install_schema
@@ -22,11 +23,15 @@ from diptych.frontend.text.tokenizer import Tokenizer
 def create_app(
     service: RequestService, tokenizer: Tokenizer, settings: FrontendSettings, clock: Clock | None = None
 ) -> FastAPI:
-    """Return the web application. `app.state.intake` is its `Intake`, which the server closes to drain."""
+    """Return the web application.
+
+    `app.state.intake` is its `Intake`, which the server closes to drain; `app.state.connections` its `Connections`.
+    """
     clock = clock or SystemClock()
     intake = Intake(settings.max_in_flight_requests)
     app = FastAPI(title="Diptych", summary="OpenAI's API for text", version=__version__, redirect_slashes=False)
     app.state.intake = intake
+    app.state.connections = Connections(settings.connection_limits)
     install_error_handlers(app)
     _add_middleware(app, intake, settings)
     translator = RequestTranslator(tokenizer, settings, clock)
@@ -42,7 +47,7 @@ def create_app(
 def _add_middleware(app: FastAPI, intake: Intake, settings: FrontendSettings) -> None:
     """Add what stands before the routes; the last to be added is the first to see a request."""
     app.add_middleware(
-        Gate, intake=intake, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s
+        Gate, intake=intake, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.client_timeout_s
     )
     app.add_middleware(LastResort)
     if settings.cors_origins:

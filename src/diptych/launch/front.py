@@ -63,6 +63,8 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         root_path=order.root_path,
         cors_origins=tuple(order.cors_origins),
         request_timeout_s=order.request_timeout_s,
+        client_timeout_s=order.client_timeout_s,
+        max_connections=order.max_connections,
     )
     server = FrontendServer(create_app(router, tokenizer, settings, clock), order.host, order.port)
     control.send(FrontendListening(port=server.bind()))

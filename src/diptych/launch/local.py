@@ -246,6 +246,8 @@ class LocalCluster:
             block_size=layout.block_size,
             workers=self._roles,
             request_timeout_s=config.request_timeout_s,
+            client_timeout_s=config.client_timeout_s,
+            max_connections=config.max_connections,
             drain_timeout_s=config.drain_timeout_s,
             max_outstanding_requests=config.max_queue,
             local_prefill_max_tokens=config.local_prefill_max_tokens,
