@@ -292,7 +292,7 @@ def test_a_body_over_the_limit_is_refused(start_frontend: "StartFrontend", is_an
 
 
 def test_a_body_that_never_comes_is_given_up(start_frontend: "StartFrontend") -> None:
-    frontend = start_frontend(body_timeout_s=0.05)
+    frontend = start_frontend(client_timeout_s=0.05)
     with closing(socket.create_connection(("127.0.0.1", frontend.server.port), timeout=20)) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from diptych.frontend.head_limits import MAX_HEAD_BYTES, MAX_HEADERS
+from diptych.frontend.http_connection import MAX_HEAD_BYTES, MAX_HEADERS
 
 if TYPE_CHECKING:
     from tests.frontend.conftest import Frontend

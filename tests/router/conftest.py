@@ -11,7 +11,6 @@ from diptych.core.errors import PeerUnreachableError
 from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.ids import BlockHash, RequestId, WorkerId
 from diptych.core.messages import (
-    PROTOCOL_VERSION,
     Aborted,
     CacheChange,
     Failed,
@@ -76,6 +75,8 @@ class ListOutbox:
 class SilentInbox:
     """Never receives anything."""
 
+    num_dropped = 0
+
     async def receive(self) -> ToRouter:
         never: asyncio.Future[ToRouter] = asyncio.get_running_loop().create_future()
         return await never
@@ -124,7 +125,6 @@ class Cluster:
         incarnation: int = 1,
         state: WorkerState = WorkerState.READY,
         role: Role | None = None,
-        protocol_version: int = PROTOCOL_VERSION,
         **counts: float,
     ) -> None:
         """Speak for a worker; its role is its name's unless given."""
@@ -133,7 +133,6 @@ class Cluster:
                 role=role or Role(worker.split("-", maxsplit=1)[0]),
                 address=PeerAddress(WorkerId(worker), f"ipc://{worker}", incarnation),
                 status=worker_status(state, **counts),
-                protocol_version=protocol_version,
             )
         )
 

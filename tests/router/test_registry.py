@@ -4,7 +4,7 @@ import pytest
 
 from diptych.core.clock import VirtualClock
 from diptych.core.ids import RequestId, WorkerId
-from diptych.core.messages import PROTOCOL_VERSION, Heartbeat, PeerAddress, Role, WorkerState, WorkerStatus
+from diptych.core.messages import Heartbeat, PeerAddress, Role, WorkerState, WorkerStatus
 from diptych.router.registry import WorkerRegistry
 
 DECODE, PREFILL = WorkerId("decode-0"), WorkerId("prefill-0")
@@ -27,7 +27,6 @@ class Bench:
             "num_running": 0,
             "num_free_blocks": 50,
             "queued_prefill_tokens": 0,
-            "protocol_version": PROTOCOL_VERSION,
         } | counts
         status = WorkerStatus(
             state=state,
@@ -50,7 +49,6 @@ class Bench:
             role=Role(worker_id.split("-")[0]),
             address=PeerAddress(worker_id, f"ipc://{worker_id}", incarnation),
             status=status,
-            protocol_version=counts["protocol_version"],
         )
         ended = self.registry.on_heartbeat(heartbeat)
         return None if ended is None else ended.worker_id
@@ -131,12 +129,6 @@ def test_workers_that_have_not_spoken_are_shown_as_starting(bench: Bench) -> Non
     assert infos[PREFILL].status.state is WorkerState.READY
     bench.registry.on_exited(PREFILL, 1)
     assert bench.registry.worker_infos()[PREFILL].status.state is WorkerState.DEAD
-
-
-def test_another_protocol_version_is_not_let_in(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    bench.beat(DECODE, protocol_version=99)
-    assert not bench.registry.can_decode
-    assert "protocol version 99" in caplog.text
 
 
 def test_snapshots_hold_what_was_sent_since_the_heartbeat(bench: Bench) -> None:

@@ -30,6 +30,7 @@ from diptych.core.messages import (
     Message,
     PeerAddress,
     PeerGone,
+    Remains,
     Role,
     Started,
     Submit,
@@ -47,9 +48,12 @@ from diptych.kv.orphans import Orphans
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.models.grammar_guide import GrammarGuide, compile_grammar, make_ll_tokenizer
 from diptych.models.vocabulary import Vocabulary
+from diptych.wire.dropped import DroppedMessages
+from diptych.wire.frame import FrameDecoder
 from diptych.wire.mailbox import Outbox
 from diptych.worker.both_roles import BothRoles
 from diptych.worker.decode import DecodeRole
+from diptych.worker.inspection import Inspector
 from diptych.worker.load import Speed
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.pace import Pace
@@ -213,8 +217,18 @@ class RecordingOutbox(Outbox):
 class RoleWorker:
     """One worker: its role and the step that it is in."""
 
-    def __init__(self, role: PrefillRole | DecodeRole | BothRoles, engine: ModeledEngine, memory: WorkerMemory) -> None:
+    def __init__(
+        self,
+        role: PrefillRole | DecodeRole | BothRoles,
+        engine: ModeledEngine,
+        memory: WorkerMemory,
+        inspector: Inspector,
+        dropped: DroppedMessages,
+    ) -> None:
         self.role = role
+        self.inspector = inspector
+        self.dropped = dropped
+        self.decoder: FrameDecoder[ToWorker | Remains] = FrameDecoder(ToWorker, dropped, Remains)
         self.engine = engine
         self.memory = memory
         self.parts: list[StepPart] | None = None
@@ -226,6 +240,17 @@ class RoleWorker:
     def decode(self) -> DecodeRole:
         assert not isinstance(self.role, PrefillRole)
         return self.role.decode if isinstance(self.role, BothRoles) else self.role
+
+    def receive(self, message: ToWorker | Remains) -> None:
+        """Let the role have a message that makes sense."""
+        for passed in self.inspector.passed([message]):
+            self.role.on_message(passed)
+
+    def receive_frame(self, frame: bytes) -> None:
+        """Take in whatever comes over the wire."""
+        message = self.decoder.try_decode(frame)
+        if message is not None:
+            self.receive(message)
 
     def begin(self) -> bool:
         """Plan a step and check its tables; tell whether there is anything to compute."""
@@ -261,6 +286,10 @@ class RoleCluster:
         self.clock = VirtualClock(START_S)
         self.letters = Letters()
         self.heard: dict[RequestId, Heard] = {}
+        self.has_strangers = False
+        """Whether others than `submit` send requests, too; what becomes of those does not matter."""
+        self.refusals: list[Failed] = []
+        """Of strangers' requests."""
         self.guides = InstantGuides(settings.eos_token_ids)
         self.hasher = BlockHasher(MODEL_KEY, self._engine().layout.fingerprint, block_size=self.block_size)
         owners = settings.owners
@@ -309,15 +338,38 @@ class RoleCluster:
         costs = SMOLLM2_135M_ONE_AVX2_CORE
         pace = Pace(order, costs, Speed(100.0, costs), self.clock)
         prefill = PrefillRole(order, engine, memory, outbox, self.clock, pace)
-        if not owned:
-            return RoleWorker(prefill, engine, memory)
-        blocks = SequenceBlocks(
-            PrefixCache(owned, held), memory, self.hasher, incarnation=order.incarnation, is_exact=order.is_exact
+        decode: DecodeRole | None = None
+        if owned:
+            blocks = SequenceBlocks(
+                PrefixCache(owned, held), memory, self.hasher, incarnation=order.incarnation, is_exact=order.is_exact
+            )
+            decode = DecodeRole(
+                order, engine, memory, blocks, outbox, self.clock, pace, self.guides, max_model_len=self.max_model_len
+            )
+        dropped = DroppedMessages(worker_id, self.clock)
+        inspector = Inspector(
+            order,
+            engine,
+            memory,
+            outbox,
+            self.clock,
+            dropped,
+            self,
+            prefill if role is Role.PREFILL else None,
+            decode,
         )
-        decode = DecodeRole(
-            order, engine, memory, blocks, outbox, self.clock, pace, self.guides, max_model_len=self.max_model_len
-        )
-        return RoleWorker(BothRoles(prefill, decode, pace) if role is Role.PREFILL else decode, engine, memory)
+        if decode is None:
+            return RoleWorker(prefill, engine, memory, inspector, dropped)
+        both = BothRoles(prefill, decode, pace) if role is Role.PREFILL else decode
+        return RoleWorker(both, engine, memory, inspector, dropped)
+
+    def has_inbox(self, worker_id: WorkerId, incarnation: int) -> bool:
+        """Say so of all workers, dead ones too."""
+        return worker_id in self.settings.roles and incarnation == self.address(worker_id).incarnation
+
+    def try_find(self, address: PeerAddress) -> Role | None:
+        is_one = self.has_inbox(address.worker_id, address.incarnation) and address.endpoint == address.worker_id
+        return self.settings.roles[address.worker_id] if is_one else None
 
     def _order(self, worker_id: WorkerId, role: Role) -> WorkerOrder:
         settings = self.settings
@@ -325,6 +377,7 @@ class RoleCluster:
             worker_id=worker_id,
             incarnation=self.address(worker_id).incarnation,
             role=role,
+            workers=settings.roles,
             cores=[0],
             niceness=0,
             engine="modeled",
@@ -443,8 +496,13 @@ class RoleCluster:
         if receiver == ROUTER:
             self._hear(msgspec.msgpack.decode(data, type=ToRouter))
         elif receiver in self.workers:
-            self.workers[receiver].role.on_message(msgspec.msgpack.decode(data, type=ToWorker))
+            self.workers[receiver].receive(msgspec.msgpack.decode(data, type=ToWorker))
             self._after(receiver)
+
+    def deliver_frame(self, receiver: str, frame: bytes) -> None:
+        """Deliver what may be no letter of anyone's."""
+        self.workers[receiver].receive_frame(frame)
+        self._after(receiver)
 
     def deliver_all(self) -> None:
         """Deliver letters until none is left."""
@@ -495,6 +553,8 @@ class RoleCluster:
 
     def _hear(self, message: ToRouter) -> None:
         assert isinstance(message, Tokens)
+        if self.has_strangers:
+            message = self._without_strangers(message)
         for started in message.started:
             self.heard[started.request_id].started.append(started)
         for event in message.tokens:
@@ -513,6 +573,12 @@ class RoleCluster:
                 if other_end.choice in {None, number} and not isinstance(choice.end, Failed):
                     assert choice.end is None, f"{other_end.request_id} has ended twice: {choice.end}, {other_end}"
                     choice.end = other_end
+
+    def _without_strangers(self, message: Tokens) -> Tokens:
+        self.refusals += [failed for failed in message.failed if failed.request_id not in self.heard]
+        names = ("started", "tokens", "finished", "failed", "aborted")
+        ours = {name: [one for one in getattr(message, name) if one.request_id in self.heard] for name in names}
+        return msgspec.structs.replace(message, **ours)
 
     # What must be true
 
@@ -584,7 +650,7 @@ class RoleCluster:
             for attempt in range(heard.attempt + 1)
         }
         for record in self.header.committed([BlockId(number) for number in range(self.header.num_blocks)]):
-            if record is None:
+            if record is None or (self.has_strangers and record.request_key not in by_key):
                 continue
             request, choice = by_key[record.request_key]
             tokens = request.prompt_token_ids + [choice.tokens[index] for index in sorted(choice.tokens)]

@@ -134,11 +134,21 @@ class ServeConfig(BaseModel):
     request_timeout_s: float = Field(
         default=600.0, gt=0, description="Most seconds from a request's arrival to its end."
     )
+    client_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds in which a client must send a request's head, and its body, and in which it must read any "
+        "part of its answer; then it is cut.",
+    )
     drain_timeout_s: float = Field(
         default=30.0, ge=0, description="Seconds that running answers get after Ctrl-C or SIGTERM."
     )
     start_timeout_s: float = Field(default=120.0, gt=0, description="Seconds until everything must be ready.")
     max_queue: int = Field(default=1024, ge=1, description="Most requests running and waiting; further ones get 429.")
+
+    max_connections: int = Field(
+        default=4096, ge=1, description="Most open connections; one more takes an idle one's place, or gets 503."
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ServeConfig":

@@ -41,6 +41,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     worker_id: WorkerId
     incarnation: int
     role: Role
+    workers: dict[WorkerId, Role]
+    """All of this server, itself included: the only ones whose messages it heeds."""
     cores: list[int]
     niceness: int
     """Above 0 where the frontend runs on the same cores: it needs little, but at once."""
@@ -130,6 +132,8 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     block_size: int
     workers: dict[WorkerId, Role]
     request_timeout_s: float
+    client_timeout_s: float
+    max_connections: int
     drain_timeout_s: float
     max_outstanding_requests: int
     local_prefill_max_tokens: int

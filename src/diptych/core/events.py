@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import msgspec
 
+from diptych.core.bounds import Seconds
+
 
 class Lifecycle(StrEnum):
     """What can happen to a request, in the order in which it happens."""
@@ -30,7 +32,7 @@ class Lifecycle(StrEnum):
     """The last token has been sampled, or the request was aborted or failed."""
 
 
-Timeline = dict[Lifecycle, float]
+Timeline = dict[Lifecycle, Seconds]
 """When each event happened, in seconds of the node's monotonic clock."""
 
 

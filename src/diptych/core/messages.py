@@ -12,15 +12,18 @@ requests are submitted anew with what they have come to.
 """
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
+from diptych.core.bounds import ENDPOINT, HASH, NAME, Amount, Count, Epoch, Index, Ordinal, Seconds, Share, TokenId
 from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
 from diptych.core.request import Request, SampledToken, SamplingParams, TokenLogprobs
 
 PROTOCOL_VERSION = 4
+"""Stands before every message (wire/frame.py). It changes with any of them, and is at most 255."""
 
 
 class Role(StrEnum):
@@ -46,10 +49,10 @@ class WorkerState(StrEnum):
 class PeerAddress(msgspec.Struct, frozen=True):
     """Whom to write to, and which life of it."""
 
-    worker_id: WorkerId
-    endpoint: str
+    worker_id: Annotated[WorkerId, NAME]
+    endpoint: Annotated[str, ENDPOINT]
     """Of its inbox, such as `ipc:///run/user/0/diptych-x/decode-0`."""
-    incarnation: int
+    incarnation: Count
     """Grows with every restart of this worker id."""
 
 
@@ -63,21 +66,21 @@ class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class FormerAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt whose worker is dead. What it has written may still be in that worker's blocks."""
 
-    worker_id: WorkerId
-    attempt: int
+    worker_id: Annotated[WorkerId, NAME]
+    attempt: Count
 
 
 class Submit(Message, frozen=True, kw_only=True):
     """Serve this request: you own its blocks from now to its end."""
 
     request: Request
-    attempt: int
+    attempt: Count
     """Which try at this request this is, from 0; token events repeat it."""
     prefill: PeerAddress | None
     """Who reads the prompt; None: you do."""
-    frontend: int = 0
+    frontend: Count = 0
     """Which life of the frontend asks: when that is over (`FrontendGone`), nobody waits for the answer."""
-    answers: dict[int, list[int]] | None = None
+    answers: Annotated[dict[Index, list[TokenId]], Meta(min_length=1)] | None = None
     """Of each choice that is to go on, the tokens that its client has got or will get. None: none has begun."""
     former: FormerAttempt | None = None
     """The attempt that brought those tokens, or was to."""
@@ -86,29 +89,29 @@ class Submit(Message, frozen=True, kw_only=True):
 class Abort(Message, frozen=True, kw_only=True):
     """Nobody waits for this request, or this choice of it, any more; free what it holds."""
 
-    request_id: RequestId
-    choice: int | None = None
+    request_id: Annotated[RequestId, NAME]
+    choice: Index | None = None
     """None: all of them."""
 
 
 class PeerGone(Message, frozen=True, kw_only=True):
     """This life of a worker is over: it has been reaped and will write no more blocks."""
 
-    worker_id: WorkerId
-    incarnation: int
-    endpoint: str = ""
+    worker_id: Annotated[WorkerId, NAME]
+    incarnation: Count
+    endpoint: Annotated[str, ENDPOINT] | None = None
     """Where it was written to."""
 
     @property
     def address(self) -> PeerAddress:
         """Whom nobody needs to write to any more."""
-        return PeerAddress(self.worker_id, self.endpoint, self.incarnation)
+        return PeerAddress(self.worker_id, self.endpoint or "", self.incarnation)
 
 
 class FrontendGone(Message, frozen=True, kw_only=True):
     """This life of the frontend, and all before it, is over: free what its requests hold."""
 
-    incarnation: int
+    incarnation: Count
 
 
 # Decode worker to prefill worker
@@ -117,32 +120,33 @@ class FrontendGone(Message, frozen=True, kw_only=True):
 class Grant(Message, frozen=True, kw_only=True):
     """Permission to write a prompt's KV into these blocks, until you answer with this epoch."""
 
-    request_id: RequestId
-    attempt: int
-    epoch: int
+    request_id: Annotated[RequestId, NAME]
+    attempt: Count
+    epoch: Epoch
     """Also stands in the header of every granted block; where the two differ, the grant is void."""
     decode: PeerAddress
-    prompt_token_ids: list[int]
-    num_cached_tokens: int
-    """How many of the prompt's first tokens are in the blocks already; a multiple of the block size."""
-    block_table: list[BlockId]
+    prompt_token_ids: Annotated[list[TokenId], Meta(min_length=1)]
+    num_cached_tokens: Count
+    """How many of the prompt's first tokens are in the blocks already, in full ones or, after a migration, in the first
+    that is to be written."""
+    block_table: list[Annotated[BlockId, Meta(ge=0, lt=2**31)]]
     """Enough blocks for the whole prompt; those of the cached tokens are shared and must not be written."""
     sampling: SamplingParams
-    choices: list[int]
+    choices: list[Index]
     """Which answers of the request begin with this prompt: a first token is sampled for each. None if the answer has
     begun before, and its prompt must only be read again."""
     first_token_mask: bytes | None
     """Which tokens the request's grammar lets begin an answer, a bit a token; None: all."""
-    arrived_s: float
+    arrived_s: Seconds
     """When the request came, on the node's clock: prompts are read in that order."""
-    deadline_s: float
+    deadline_s: Seconds
 
 
 class Revoke(Message, frozen=True, kw_only=True):
     """Stop writing for this grant and say so with `GrantEnded`."""
 
-    request_id: RequestId
-    epoch: int
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
     decode: PeerAddress
 
 
@@ -152,23 +156,23 @@ class Revoke(Message, frozen=True, kw_only=True):
 class Filled(Message, frozen=True, kw_only=True):
     """The whole prompt's KV is in the granted blocks; I write no more for this epoch."""
 
-    request_id: RequestId
-    epoch: int
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
     first_tokens: list[SampledToken]
     """One for each of the grant's choices."""
     prompt_logprobs: list[TokenLogprobs] | None
     """As in `Started`."""
-    prefill_started_s: float
-    first_token_s: float
-    kv_checksum: int | None
+    prefill_started_s: Seconds
+    first_token_s: Seconds
+    kv_checksum: Annotated[int, Meta(ge=0, lt=2**32)] | None
     """CRC-32 of the blocks that I wrote, where checksums are switched on."""
 
 
 class GrantEnded(Message, frozen=True, kw_only=True):
     """I write no more for this epoch; the blocks are not (all) filled."""
 
-    request_id: RequestId
-    epoch: int
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
     reason: str
 
 
@@ -178,9 +182,9 @@ class GrantEnded(Message, frozen=True, kw_only=True):
 class Started(msgspec.Struct, frozen=True, kw_only=True):
     """A prompt has been read; comes in the same message as the first token."""
 
-    request_id: RequestId
-    attempt: int
-    num_cached_tokens: int
+    request_id: Annotated[RequestId, NAME]
+    attempt: Count
+    num_cached_tokens: Count
     """How many of the prompt's tokens were in the prefix cache."""
     prompt_logprobs: list[TokenLogprobs] | None
     """Of the prompt's tokens from the second on; None unless asked for."""
@@ -189,12 +193,12 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 class TokenEvent(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """One token of one answer."""
 
-    request_id: RequestId
-    attempt: int
-    index: int
+    request_id: Annotated[RequestId, NAME]
+    attempt: Count
+    index: Index
     """Position in the answer, from 0."""
-    token_id: int
-    choice: int = 0
+    token_id: TokenId
+    choice: Index = 0
     """Which of the request's answers."""
     logprobs: TokenLogprobs | None = None
 
@@ -202,13 +206,13 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True, omit_defaults=Tru
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """A choice's end: all its tokens up to `num_output_tokens` have been sent, here or before."""
 
-    request_id: RequestId
-    attempt: int
-    choice: int
+    request_id: Annotated[RequestId, NAME]
+    attempt: Count
+    choice: Index
     reason: FinishReason
-    num_output_tokens: int
-    num_cached_tokens: int
-    num_preemptions: int
+    num_output_tokens: Count
+    num_cached_tokens: Count
+    num_preemptions: Count
     timeline: Timeline
 
 
@@ -225,8 +229,8 @@ class FailureKind(StrEnum):
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
     """A request's end, in all its choices, without an answer or without the rest of it."""
 
-    request_id: RequestId
-    attempt: int
+    request_id: Annotated[RequestId, NAME]
+    attempt: Count
     kind: FailureKind
     message: str
     timeline: Timeline
@@ -235,27 +239,27 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 class Aborted(msgspec.Struct, frozen=True, kw_only=True):
     """A choice was aborted as asked; its blocks are free."""
 
-    request_id: RequestId
-    choice: int | None
+    request_id: Annotated[RequestId, NAME]
+    choice: Index | None
     """None: all of them, before they went their own ways."""
-    num_output_tokens: int
+    num_output_tokens: Count
     timeline: Timeline
 
 
 class CacheChange(msgspec.Struct, frozen=True, kw_only=True):
     """Which blocks entered and left a worker's prefix cache."""
 
-    sequence: int
+    sequence: Ordinal
     """Counts a worker's changes from 1; a gap means that some were lost."""
-    stored: list[BlockHash]
-    removed: list[BlockHash]
+    stored: list[Annotated[BlockHash, HASH]]
+    removed: list[Annotated[BlockHash, HASH]]
 
 
 class Tokens(Message, frozen=True, kw_only=True):
     """All that a step brought forth, for all its sequences."""
 
-    worker_id: WorkerId
-    incarnation: int
+    worker_id: Annotated[WorkerId, NAME]
+    incarnation: Count
     started: list[Started] = []
     tokens: list[TokenEvent] = []
     finished: list[Finished] = []
@@ -268,32 +272,34 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker says of itself. Counts are of this moment."""
 
     state: WorkerState
-    pid: int
-    cores: list[int]
-    engine: str
+    pid: Count
+    cores: Annotated[list[Count], Meta(max_length=4096)]
+    engine: Annotated[str, NAME]
     """Such as `openvino f32 KV`."""
-    num_blocks: int
+    num_blocks: Count
     """Owned by this worker; 0 for one that writes no answers."""
-    num_free_blocks: int
+    num_free_blocks: Count
     """Neither referenced nor cached."""
-    num_cached_blocks: int
+    num_cached_blocks: Count
     """In the prefix cache without a user: free as soon as they are needed."""
-    num_running: int
-    num_waiting: int
-    queued_prefill_tokens: int
-    prefill_tokens_per_s: float
+    num_running: Count
+    num_waiting: Count
+    queued_prefill_tokens: Count
+    prefill_tokens_per_s: Amount
     """Measured; of the warm-up until the first real prompts."""
-    decode_step_s: float
+    decode_step_s: Seconds
     """A running mean; 0.0 before the first step."""
-    memory_bytes: int
+    memory_bytes: Count
     """Private memory of the process (the segment not counted)."""
-    num_steps: int
-    num_answers: int = 0
+    num_steps: Count
+    num_answers: Count = 0
     """Of its own, running and waiting; grants are not counted."""
-    cost_scale: float = 1.0
+    cost_scale: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     """How many times as long steps take of late as the cost model says."""
-    prefill_share: float = 0.0
+    prefill_share: Share = 0.0
     """Of its time of late, spent on prompts."""
+    num_dropped_messages: Count = 0
+    """That came to it and were none, or made no sense."""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -302,7 +308,6 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     role: Role
     address: PeerAddress
     status: WorkerStatus
-    protocol_version: int = PROTOCOL_VERSION
 
 
 # Launcher to router
@@ -311,14 +316,40 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 class WorkerExited(Message, frozen=True, kw_only=True):
     """A worker's process has been reaped."""
 
-    worker_id: WorkerId
-    incarnation: int
+    worker_id: Annotated[WorkerId, NAME]
+    incarnation: Count
     exit_status: int
     will_return: bool = False
     """Whether a replacement is on its way."""
     outlook: str = ""
     """What happens next, for people."""
 
+
+# What is left of a malformed message
+
+
+class RequestRemains(msgspec.Struct, frozen=True, kw_only=True):
+    """All that could be read of a request."""
+
+    request_id: Annotated[RequestId, NAME]
+
+
+class SubmitRemains(Message, frozen=True, kw_only=True, tag="Submit"):
+    """All that could be read of a `Submit`: enough to refuse it."""
+
+    request: RequestRemains
+    attempt: Count
+
+
+class GrantRemains(Message, frozen=True, kw_only=True, tag="Grant"):
+    """All that could be read of a `Grant`: enough to give it back."""
+
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
+    decode: PeerAddress
+
+
+Remains = SubmitRemains | GrantRemains
 
 ToWorker = Submit | Abort | PeerGone | FrontendGone | Grant | Revoke | Filled | GrantEnded
 ToRouter = Tokens | Heartbeat | WorkerExited

@@ -79,6 +79,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_requests: int
     """Running or waiting now."""
     workers: dict[WorkerId, WorkerInfo]
+    num_dropped_messages: int = 0
+    """That came to the router and were none, or made no sense."""
 
 
 class RequestService(Protocol):

@@ -10,9 +10,9 @@ from diptych.frontend.answering import Answering
 from diptych.frontend.auth.key_check import KeyCheck
 from diptych.frontend.auth.key_ring import KeyRing
 from diptych.frontend.client_connection import Intake
+from diptych.frontend.connections import Connections
 from diptych.frontend.errors import install_error_handlers
 from diptych.frontend.grammar_check import GrammarChecker
-from diptych.frontend.head_limits import HeadLimits
 from diptych.frontend.middleware import Gate, LastResort, PathPrefix
 from diptych.frontend.openapi import install_schema
 from diptych.frontend.request_translation import RequestTranslator
@@ -29,8 +29,8 @@ def create_app(
 ) -> FastAPI:
     """Return the web application.
 
-    `app.state.intake` is its `Intake`, which the server closes to drain, and `app.state.grammars` its `GrammarChecker`,
-    which it closes at the end.
+    `app.state.intake` is its `Intake`, which the server closes to drain; `app.state.connections` its `Connections`;
+    `app.state.grammars` its `GrammarChecker`, which it closes at the end.
 
     Raises: ConfigError if the file of API keys cannot be used.
     """
@@ -41,6 +41,7 @@ def create_app(
     app = FastAPI(title="Diptych", summary="OpenAI's API for text", version=__version__, redirect_slashes=False)
     app.state.intake = intake
     app.state.grammars = grammars
+    app.state.connections = Connections(settings.connection_limits)
     install_error_handlers(app)
     _add_middleware(app, intake, keys, settings)
     translator = RequestTranslator(tokenizer, settings, clock)
@@ -57,7 +58,7 @@ def create_app(
 def _add_middleware(app: FastAPI, intake: Intake, keys: KeyRing | None, settings: FrontendSettings) -> None:
     """Add what stands before the routes; the last to be added is the first to see a request."""
     app.add_middleware(
-        Gate, intake=intake, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s
+        Gate, intake=intake, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.client_timeout_s
     )
     app.add_middleware(LastResort)
     if keys is not None:
@@ -72,4 +73,3 @@ def _add_middleware(app: FastAPI, intake: Intake, keys: KeyRing | None, settings
         )
     if settings.root_path:
         app.add_middleware(PathPrefix, prefix=settings.root_path)
-    app.add_middleware(HeadLimits)

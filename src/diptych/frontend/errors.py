@@ -52,8 +52,16 @@ class BodyTimeoutError(RequestError):
     code = "timeout"
 
 
+class HeadTimeoutError(RequestError):
+    """The head of an HTTP request did not arrive in time (HTTP 408)."""
+
+    http_status = 408
+    kind = "invalid_request_error"
+    code = "timeout"
+
+
 class HeadTooLargeError(RequestError):
-    """The HTTP headers, or the URL, are longer than the server reads (HTTP 431)."""
+    """The head of an HTTP request is longer than the server reads (HTTP 431)."""
 
     http_status = 431
     kind = "invalid_request_error"

@@ -10,14 +10,16 @@ import logging
 import socket
 import ssl
 from collections.abc import Generator
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 
 from diptych.core.errors import LaunchError
 from diptych.frontend.client_connection import Intake
+from diptych.frontend.connections import Connections
 from diptych.frontend.grammar_check import GrammarChecker
-from diptych.frontend.head_limits import BoundedHeadProtocol
+from diptych.frontend.http_connection import HttpConnection
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ KEEP_ALIVE_S = 75
 """Longer than the idle time after which clients and proxies drop a pooled connection by themselves."""
 DRAIN_GRACE_S = 30.0
 """For running requests to finish once the server stops."""
+TICKS_A_SWEEP = 10
+"""uvicorn ticks ten times a second."""
 CLOSE_TIMEOUT_S = 5
 """For connections to close once their requests are over."""
 
@@ -69,7 +73,17 @@ def _listen_failure(host: str, port: int, error: OSError) -> str:
 
 
 class _Uvicorn(uvicorn.Server):
-    """A server that leaves signals alone."""
+    """A server that leaves signals alone, and its clients' patience to `Connections`."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+
+    async def on_tick(self, counter: int) -> bool:
+        """Sweep the connections every `TICKS_A_SWEEP`."""
+        if counter % TICKS_A_SWEEP == 0:
+            self._connections.sweep()
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -90,20 +104,23 @@ class FrontendServer:
         self._scheme = "http" if tls is None else "https"
         self._ended = asyncio.Event()
         self._is_serving = False
+        connections: Connections = app.state.connections
         self._server = _Uvicorn(
             uvicorn.Config(
                 app,
+                http=partial(HttpConnection, connections),  # type: ignore[arg-type]  # called as the class is
                 log_config=None,
+                log_level="error",  # what clients send wrong is told to them, not to the log
                 access_log=False,
                 lifespan="off",
                 ws="none",
                 server_header=False,
-                http=BoundedHeadProtocol,
                 ssl_context_factory=None if tls is None else lambda *_: tls,
                 backlog=BACKLOG_CONNECTIONS,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
-            )
+            ),
+            connections,
         )
 
     def bind(self) -> int:

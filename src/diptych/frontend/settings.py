@@ -5,6 +5,7 @@ from pathlib import Path
 
 from diptych.core.api_keys import ApiKey
 from diptych.core.version import __version__
+from diptych.frontend.connections import ConnectionLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,10 @@ class FrontendSettings:
     """From the whole HTTP request read to the last byte of the answer sent."""
     max_body_bytes: int = 4_000_000
     """A longer HTTP body gets 413."""
-    body_timeout_s: float = 30.0
-    """A body that takes longer to arrive gets 408."""
+    client_timeout_s: float = 30.0
+    """A head, or a body, that takes longer to arrive gets 408; a client that reads nothing for as long is cut."""
+    max_connections: int = 4096
+    """Open at one time; one more takes the place of an idle one, or gets 503."""
     max_in_flight_requests: int = 4096
     """POSTs being read, served or sent at one time; one more gets 429."""
 
@@ -41,6 +44,11 @@ class FrontendSettings:
     def has_keys(self) -> bool:
         """Whether requests need an API key."""
         return bool(self.api_keys) or self.api_key_file is not None
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """What concerns connections, whatever is asked on them."""
+        return ConnectionLimits(self.max_connections, self.client_timeout_s)
 
     @property
     def system_fingerprint(self) -> str:

@@ -31,11 +31,13 @@ from diptych.frontend.settings import FrontendSettings
 from diptych.frontend.text.tokenizer import Tokenizer
 from diptych.frontend.tls import server_tls
 from diptych.kv.hashing import BlockHasher
+from diptych.router.inspection import InspectedInbox
 from diptych.router.router import Router
 from diptych.router.settings import RouterSettings
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
 from diptych.wire.mailbox import AsyncInbox, Outbox
+from diptych.wire.neighbours import Neighbours
 
 ORDER_TIMEOUT_S = 300.0
 READY_POLL_S = 0.01
@@ -51,7 +53,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         model=order.model.name,
         max_model_len=order.max_model_len,
         hasher=BlockHasher(order.model.key, order.layout_fingerprint, block_size=order.block_size),
-        inbox=inbox,
+        inbox=InspectedInbox(inbox, Neighbours(order.endpoint, order.workers)),
         outbox=outbox,
         clock=clock,
         settings=RouterSettings(
@@ -78,6 +80,8 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         api_keys=tuple(order.api_keys),
         api_key_file=None if order.api_key_file is None else Path(order.api_key_file),
         request_timeout_s=order.request_timeout_s,
+        client_timeout_s=order.client_timeout_s,
+        max_connections=order.max_connections,
     )
     tls = None
     if order.tls_cert is not None and order.tls_key is not None:

@@ -15,6 +15,7 @@ from diptych.launch.costs import Costs
 from diptych.launch.run_directory import RunDirectory
 from diptych.launch.segment_plan import SegmentPlan
 from diptych.models import ModelFolder
+from diptych.wire.neighbours import inbox_name
 
 NICENESS_BESIDE_FRONTEND = 5
 
@@ -60,7 +61,7 @@ class Orders:
 
     def worker_endpoint(self, worker_id: WorkerId, incarnation: int) -> str:
         """Return the inbox of a life of a worker."""
-        return self._directory.endpoint(f"{worker_id}-{incarnation}")
+        return self._directory.endpoint(inbox_name(worker_id, incarnation))
 
     def worker(self, worker_id: WorkerId, incarnation: int, segment_descriptor: int) -> WorkerOrder:
         """Return the order of a life of a worker."""
@@ -69,6 +70,7 @@ class Orders:
             worker_id=worker_id,
             incarnation=incarnation,
             role=self.roles[worker_id],
+            workers=self.roles,
             cores=cores,
             niceness=NICENESS_BESIDE_FRONTEND if _overlap(cores, self._cores.frontend) else 0,
             engine=config.engine,
@@ -111,6 +113,8 @@ class Orders:
             block_size=agreement.layout.block_size,
             workers=self.roles,
             request_timeout_s=config.request_timeout_s,
+            client_timeout_s=config.client_timeout_s,
+            max_connections=config.max_connections,
             drain_timeout_s=config.drain_timeout_s,
             max_outstanding_requests=config.max_queue,
             local_prefill_max_tokens=config.local_prefill_max_tokens,

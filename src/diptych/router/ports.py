@@ -37,7 +37,12 @@ class LetterBox(Protocol):
 
 
 class LetterSlot(Protocol):
-    """Receives from workers and the launcher (wire/mailbox.py, `AsyncInbox`)."""
+    """Receives from workers and the launcher (router/inspection.py, `InspectedInbox`)."""
+
+    @property
+    def num_dropped(self) -> int:
+        """Messages that were none, or made no sense."""
+        ...
 
     async def receive(self) -> ToRouter:
         """Wait for the next message."""

@@ -7,7 +7,6 @@ Invariants: at most one life (incarnation) of a worker is known at a time, the n
 back; a worker that is not ready, is silent or is over never accepts.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,14 +15,12 @@ import msgspec
 from diptych.core.clock import Clock
 from diptych.core.cost_model import CostModel
 from diptych.core.ids import WorkerId
-from diptych.core.messages import PROTOCOL_VERSION, Heartbeat, PeerAddress, Role, WorkerState, WorkerStatus
+from diptych.core.messages import Heartbeat, PeerAddress, Role, WorkerState, WorkerStatus
 from diptych.core.service import WorkerInfo
 from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX512_CORE
 from diptych.policy.pairing import WorkerLoad
 from diptych.policy.routing import DecodeLoad, PrefillLoad
 from diptych.router.ledger import Ledger
-
-log = logging.getLogger(__name__)
 
 UNKNOWN_COSTS = SMOLLM2_135M_ONE_AVX512_CORE
 """Of a worker that nobody announced; its heartbeats say by what factor it differs."""
@@ -75,18 +72,10 @@ class WorkerRegistry:
     def on_heartbeat(self, heartbeat: Heartbeat) -> WorkerLife | None:
         """Note that a worker lives; return its former life if this heartbeat shows that it is over, else None.
 
-        A heartbeat of an older life, or of another protocol version, is ignored.
+        A heartbeat of an older life is ignored.
         """
         address = heartbeat.address
         worker_id = address.worker_id
-        if heartbeat.protocol_version != PROTOCOL_VERSION:
-            log.error(
-                "worker %s speaks protocol version %d and this router %d: start both from the same release",
-                worker_id,
-                heartbeat.protocol_version,
-                PROTOCOL_VERSION,
-            )
-            return None
         life = self._lives.get(worker_id)
         is_old = life is not None and address.incarnation < life.address.incarnation
         if is_old or address.incarnation <= self._last_over.get(worker_id, address.incarnation - 1):

@@ -146,6 +146,7 @@ class Router:
             max_model_len=self._max_model_len,
             num_requests=self._follower.num_in_flight,
             workers=self._registry.worker_infos(),
+            num_dropped_messages=self._inbox.num_dropped,
         )
 
     def _health(self) -> HealthState:

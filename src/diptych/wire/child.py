@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import resource
 import signal
 import sys
 from typing import TypeVar
@@ -15,9 +16,10 @@ Incoming = TypeVar("Incoming", bound=msgspec.Struct)
 
 
 def join_launcher(kinds: object) -> ControlChannel[Incoming]:
-    """Open the socket to the launcher, over which messages of `kinds` come; log to stderr, leave Ctrl-C to it.
+    """Open the socket to the launcher, over which messages of `kinds` come.
 
-    What this process makes is readable by its user alone.
+    Log to stderr, leave Ctrl-C to the launcher, and open as many files as the system allows. What this process makes is
+    readable by its user alone.
     """
     parser = argparse.ArgumentParser(description="A process of `diptych serve`, which alone starts it.")
     parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the launcher")
@@ -25,4 +27,6 @@ def join_launcher(kinds: object) -> ControlChannel[Incoming]:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)  # sockets are for this user alone, as is the directory that they are in
+    _, most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_descriptors, most_descriptors))  # each client takes one
     return ControlChannel.of_descriptor(descriptor, kinds)

@@ -2,28 +2,34 @@
 
 Messages from one sender arrive in order; messages from two senders may arrive in any. Both ends are bounded: a peer
 that stops reading costs its senders a `PeerUnreachableError`, never memory. Bytes that are no message of the expected
-kinds are dropped and counted, whoever sent them.
+kinds are dropped and counted, whoever sent them, and never keep a loop from its other work.
 """
 
+import asyncio
 import contextlib
-import logging
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-import msgspec
 import zmq
 import zmq.asyncio
 
 from diptych.core.errors import PeerUnreachableError
 from diptych.core.messages import Message, PeerAddress
+from diptych.wire.dropped import DroppedMessages
+from diptych.wire.frame import FrameDecoder, encode_frame
 from diptych.wire.wake import Wake
 
 HIGH_WATER_MARK_MESSAGES = 10_000
+MAX_FRAMES_AT_ONCE = 1_000
+"""Read before the loop goes on with its other work."""
 MAX_MESSAGE_BYTES = 64 * 2**20
 
-log = logging.getLogger(__name__)
 Incoming = TypeVar("Incoming", bound=Message)
+
+
+def _dropped_at(endpoint: str) -> DroppedMessages:
+    return DroppedMessages(endpoint.rpartition("/")[2])
 
 
 def _pull_socket(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str) -> None:
@@ -33,35 +39,27 @@ def _pull_socket(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str) 
     socket.bind(endpoint)
 
 
-class _Decoder(Generic[Incoming]):
-    """Frames to messages; drops and counts what is none."""
-
-    def __init__(self, kinds: object) -> None:
-        self._decoder: msgspec.msgpack.Decoder[Incoming] = msgspec.msgpack.Decoder(kinds)
-        self.num_dropped = 0
-
-    def try_decode(self, frame: bytes) -> Incoming | None:
-        """Return the message, or None for bytes that are none."""
-        try:
-            return self._decoder.decode(frame)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            self.num_dropped += 1
-            log.warning("dropped a frame of %d bytes that is no message for us: %s", len(frame), error)
-            return None
-
-
 class Inbox(Generic[Incoming]):
     """The receiving end for a loop that blocks (a worker). Owned by one thread."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, kinds: object) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, kinds: object, remains: object = None
+    ) -> None:
+        """`kinds`: the union of types that may arrive; `remains`: see `FrameDecoder`."""
         self._socket = context.socket(zmq.PULL)
         _pull_socket(self._socket, endpoint)
-        self._decoder: _Decoder[Incoming] = _Decoder(kinds)
+        self.dropped = _dropped_at(endpoint)
+        self._decoder: FrameDecoder[Incoming] = FrameDecoder(kinds, self.dropped, remains)
+
+    @property
+    def num_dropped(self) -> int:
+        """Messages that were none, or made no sense."""
+        return self.dropped.num_dropped
 
     def receive(self, timeout_s: float, wake: Wake) -> list[Incoming]:
-        """Return all messages that are here; if none, wait up to `timeout_s` for one or for `wake`.
+        """Return the messages that are here (not all, if they are many); if none, wait for one or for `wake`.
 
-        `wake` is lowered.
+        It waits for `timeout_s` at most. `wake` is lowered.
         """
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
@@ -71,7 +69,7 @@ class Inbox(Generic[Incoming]):
         return list(self._drain())
 
     def _drain(self) -> Iterator[Incoming]:
-        for _ in range(HIGH_WATER_MARK_MESSAGES):
+        for _ in range(MAX_FRAMES_AT_ONCE):
             try:
                 frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -91,7 +89,13 @@ class AsyncInbox(Generic[Incoming]):
     def __init__(self, context: zmq.asyncio.Context, endpoint: str, kinds: object) -> None:
         self._socket = context.socket(zmq.PULL)
         _pull_socket(self._socket, endpoint)
-        self._decoder: _Decoder[Incoming] = _Decoder(kinds)
+        self.dropped = _dropped_at(endpoint)
+        self._decoder: FrameDecoder[Incoming] = FrameDecoder(kinds, self.dropped)
+
+    @property
+    def num_dropped(self) -> int:
+        """Messages that were none, or made no sense."""
+        return self.dropped.num_dropped
 
     async def receive(self) -> Incoming:
         """Wait for the next message."""
@@ -99,6 +103,8 @@ class AsyncInbox(Generic[Incoming]):
             message = self._decoder.try_decode(await self._socket.recv())
             if message is not None:
                 return message
+            # What is here already is received without ever suspending: a flood of nonsense must let others run.
+            await asyncio.sleep(0)
 
     def close(self) -> None:
         """Stop receiving; what has not been received is lost."""
@@ -111,24 +117,30 @@ class Outbox:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._context = context
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
-        self._encoder = msgspec.msgpack.Encoder()
 
     def send(self, endpoint: str, message: Message) -> None:
         """Queue `message` for the inbox at `endpoint`.
 
-        Raises: PeerUnreachableError if that inbox has not read its last `HIGH_WATER_MARK_MESSAGES` messages.
+        Raises: PeerUnreachableError if that inbox has not read its last `HIGH_WATER_MARK_MESSAGES` messages, or if
+        there can be none.
         """
-        socket = self._sockets.get(endpoint)
-        if socket is None:
-            socket = self._context.socket(zmq.PUSH)
-            socket.setsockopt(zmq.LINGER, 1000)
-            socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK_MESSAGES)
-            socket.connect(endpoint)
-            self._sockets[endpoint] = socket
+        socket = self._sockets.get(endpoint) or self._connect(endpoint)
         try:
-            socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+            socket.send(encode_frame(message), zmq.NOBLOCK)
         except zmq.Again:
             raise PeerUnreachableError(f"{endpoint} does not read its messages") from None
+
+    def _connect(self, endpoint: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUSH)
+        socket.setsockopt(zmq.LINGER, 1000)
+        socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK_MESSAGES)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise PeerUnreachableError(f"{endpoint!r} is no inbox's address: {error}") from None
+        self._sockets[endpoint] = socket
+        return socket
 
     def forget(self, peer: PeerAddress) -> None:
         """Close the connection to a peer that is gone; queued letters to it are dropped."""

@@ -49,6 +49,10 @@ class Handoffs:
         assert sequence.epoch not in self._by_epoch
         self._by_epoch[sequence.epoch] = Handoff(sequence, writer, sequence.epoch)
 
+    def get(self, epoch: int) -> Handoff | None:
+        """Return the grant that is out under `epoch`; None: there is none."""
+        return self._by_epoch.get(epoch)
+
     def abandon(self, sequence: Sequence) -> Handoff:
         """Take the blocks from a sequence that has ended and keep them until its writer is done (tell it: Revoke)."""
         handoff = self._by_epoch[sequence.epoch]

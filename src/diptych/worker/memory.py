@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from diptych.core.ids import BlockId, RequestId
+from diptych.core.ids import BlockId, RequestId, WorkerId
 from diptych.engine.base import Logits, Row, StepEngine
 from diptych.kv.block_table import TableUse, check_block_tables
 from diptych.kv.header import BlockCommit, SegmentHeader
@@ -27,6 +27,15 @@ class WorkerMemory:
         self.layout = layout
         self.num_blocks = header.num_blocks
         self._blocks = blocks
+        self._extents_of: dict[WorkerId, set[int]] = {}
+
+    def is_leased_to(self, owner: WorkerId, block_ids: Sequence[BlockId]) -> bool:
+        """Tell whether all these blocks of the segment are in extents that `owner` leases."""
+        extent_blocks = self.header.shape.extent_blocks
+        extents = {block_id // extent_blocks for block_id in block_ids}
+        if not extents <= self._extents_of.get(owner, set()):  # leases change hardly ever: look again only now
+            self._extents_of[owner] = {block_id // extent_blocks for block_id in self.header.owned_blocks(owner)}
+        return extents <= self._extents_of[owner]
 
     def check(self, parts: Sequence[StepPart]) -> None:
         """Check every block table against the header.

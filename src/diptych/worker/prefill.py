@@ -103,6 +103,10 @@ class PrefillRole:
         num_tokens = sum(prompt.num_remaining_tokens for prompt in self._queue)
         return Load(len(self._batch), len(self._queue) - len(self._batch), num_tokens)
 
+    def has_grant(self, epoch: int, decode: PeerAddress) -> bool:
+        """Tell whether this grant is here and has not been answered."""
+        return any(prompt.grant.epoch == epoch and prompt.grant.decode == decode for prompt in self._queue)
+
     def on_message(self, message: ToWorker) -> None:
         """Take up a grant, or give one back. Messages for decode workers mean nothing here and are passed over."""
         if isinstance(message, PeerGone):

@@ -203,7 +203,7 @@ class Roster:
             return False
         if self._gone.get(writer.worker_id, -1) >= writer.incarnation:
             return False
-        guide, has_begun = sequence.chooser.guide, sequence.num_output_tokens > 0
+        guide, choices = sequence.chooser.guide, sequence.choices_to_begin
         grant = Grant(
             request_id=sequence.request_id,
             attempt=sequence.attempt,
@@ -213,8 +213,8 @@ class Roster:
             num_cached_tokens=sequence.num_computed_tokens,
             block_table=list(sequence.block_table),
             sampling=sequence.request.sampling,
-            choices=[] if has_begun else list(range(sequence.num_places)),
-            first_token_mask=None if has_begun or guide is None else guide.mask().tobytes(),
+            choices=choices,
+            first_token_mask=None if guide is None or not choices else guide.mask().tobytes(),
             arrived_s=sequence.request.arrived_s,
             deadline_s=sequence.request.deadline_s,
         )
@@ -233,6 +233,10 @@ class Roster:
             self._outbox.send(handoff.writer.endpoint, revoke)
         except PeerUnreachableError:
             log.warning("%s does not read its messages; blocks wait until it is gone", handoff.writer.worker_id)
+
+    def granted(self, epoch: int) -> Handoff | None:
+        """Return what is granted under `epoch` and has not been answered; None: nothing."""
+        return self._handoffs.get(epoch)
 
     def settle(self, epoch: int) -> Handoff | None:
         """Take back what was granted under `epoch`: its writer is done. None if nobody waits for that any more.

@@ -95,6 +95,11 @@ class Sequence:
         return 1 + self.num_due_choices
 
     @property
+    def choices_to_begin(self) -> list[int]:
+        """Choices of which whoever reads the prompt samples the first token: none if the answer has begun before."""
+        return [] if self.num_output_tokens else list(range(self.choice, self.choice + self.num_places))
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether logits of all prompt tokens are needed: so asked, and the answer has not begun."""
         return self.request.sampling.num_prompt_logprobs is not None and self.num_output_tokens == 0

@@ -23,6 +23,7 @@ from diptych.core.messages import (
     CacheChange,
     Heartbeat,
     PeerGone,
+    Remains,
     Role,
     ToWorker,
     WorkerState,
@@ -39,9 +40,11 @@ from diptych.transfer.segment import Segment
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
 from diptych.wire.mailbox import Inbox, Outbox
+from diptych.wire.neighbours import Neighbours
 from diptych.wire.wake import Wake
 from diptych.worker.both_roles import BothRoles
 from diptych.worker.decode import DecodeRole
+from diptych.worker.inspection import Inspector
 from diptych.worker.lifeline import Lifeline
 from diptych.worker.load import Speed, work_of
 from diptych.worker.memory import WorkerMemory
@@ -75,7 +78,7 @@ class Worker:
         self._lifeline = lifeline
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox = Outbox(self._context)
-        self._inbox: Inbox[ToWorker] = Inbox(self._context, order.endpoint, ToWorker)
+        self._inbox: Inbox[ToWorker | Remains] = Inbox(self._context, order.endpoint, ToWorker, Remains)
         self._wake = Wake()
         self._steps = StepThread(engine, memory, self._wake)
         self._grammars = GrammarCompiler(
@@ -115,6 +118,17 @@ class Worker:
             self._role = prefill
         else:
             self._role = self._decode if order.role is not Role.PREFILL else BothRoles(prefill, self._decode, pace)
+        self._inspector = Inspector(
+            order,
+            engine,
+            memory,
+            self._outbox,
+            clock,
+            self._inbox.dropped,
+            Neighbours(order.endpoint, order.workers),
+            prefill if order.role is Role.PREFILL else None,
+            self._decode,
+        )
         self._step_work = (StepWork(), StepWork())
         self._is_stopping = False
         self._next_heartbeat_s = 0.0
@@ -136,7 +150,7 @@ class Worker:
     def _turn(self) -> None:
         due_s = min(self._next_heartbeat_s, self._lifeline.next_s())
         timeout_s = min(max(due_s - self._clock.now_s(), 0.0), HEARTBEAT_INTERVAL_S)
-        for message in self._inbox.receive(timeout_s, self._wake):
+        for message in self._inspector.passed(self._inbox.receive(timeout_s, self._wake)):
             self._role.on_message(message)
             if isinstance(message, PeerGone):
                 self._lifeline.on_gone(message)
@@ -207,6 +221,7 @@ class Worker:
             num_answers=0 if self._decode is None else self._decode.roster.num_sequences,
             cost_scale=self._speed.cost_scale,
             prefill_share=self._speed.prefill_share,
+            num_dropped_messages=self._inbox.num_dropped,
         )
         heartbeat = Heartbeat(role=order.role, address=order.address, status=status)
         try:

@@ -1,0 +1,35 @@
+"""What numbers, names and lists in messages may be. A message with others does not decode, whoever has sent it.
+
+Only what holds everywhere stands here; what depends on the receiver (its vocabulary, its blocks, what it waits for) is
+checked behind its inbox (worker/inspection.py, router/inspection.py). NaN is outside of all bounds.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+MOST = 2**53
+"""No count is higher: up to here floats are exact, too."""
+
+Count = Annotated[int, Meta(ge=0, le=MOST)]
+Ordinal = Annotated[int, Meta(ge=1, le=MOST)]
+"""Counts from 1."""
+Index = Annotated[int, Meta(ge=0, lt=2**31)]
+"""Of a token in its answer, a choice in its request, a block in the segment."""
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+"""Whether the model has it, its worker knows."""
+Epoch = Annotated[int, Meta(ge=0, lt=2**62)]
+
+Seconds = Annotated[float, Meta(ge=0, le=1e300)]
+"""A duration, or a moment of the node's clock."""
+Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
+Amount = Annotated[float, Meta(ge=0, le=1e30)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Logprob = Annotated[float, Meta(le=1e30)]
+"""What cannot come has minus infinity."""
+
+NAME = Meta(min_length=1, max_length=256)
+"""Of ids: `Annotated[RequestId, NAME]`."""
+ENDPOINT = Meta(max_length=256)
+HASH = Meta(min_length=16, max_length=16)
+"""Of a `BlockHash`."""

@@ -1,0 +1,282 @@
+"""What stands between a worker's inbox and its roles: messages that are well-formed and make no sense are dropped.
+
+Whoever waits for an answer gets one: the router of a request that it is refused, a decode worker of a grant that
+nothing is written. So roles need not doubt what they are told, and no message can make them fail, hold what nobody
+will free, or write where they must not. (A message that makes sense is believed: who can write to an inbox is the same
+user, and could as well end the process.)
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+from diptych.core.clock import Clock
+from diptych.core.control import WorkerOrder
+from diptych.core.errors import BlockTableError, PeerUnreachableError
+from diptych.core.ids import RequestId, WorkerId
+from diptych.core.messages import (
+    Failed,
+    FailureKind,
+    Filled,
+    Grant,
+    GrantEnded,
+    GrantRemains,
+    Message,
+    PeerAddress,
+    PeerGone,
+    Remains,
+    Revoke,
+    Role,
+    Submit,
+    SubmitRemains,
+    Tokens,
+    ToWorker,
+)
+from diptych.core.request import SampledToken, SamplingParams
+from diptych.engine.base import Row, StepEngine
+from diptych.wire.dropped import DroppedMessages
+from diptych.wire.mailbox import Outbox
+from diptych.worker.decode import DecodeRole
+from diptych.worker.handoff import Handoff
+from diptych.worker.memory import StepPart, WorkerMemory
+from diptych.worker.prefill import PrefillRole
+from diptych.worker.sampling.guide import WORD_BITS
+
+MASK_WORD_BYTES = WORD_BITS // 8
+CLOCK_SLACK_S = 1.0
+"""How far in the future a request may have arrived."""
+
+
+class KnowsWorkers(Protocol):
+    """Says which workers the server has (wire/neighbours.py, `Neighbours`)."""
+
+    def knows(self, worker_id: WorkerId) -> bool:
+        """Tell whether the server has such a worker."""
+        ...
+
+    def has_inbox(self, worker_id: WorkerId, incarnation: int) -> bool:
+        """Tell whether there is, or was, such a life of a worker."""
+        ...
+
+    def try_find(self, address: PeerAddress) -> Role | None:
+        """Return the role of the life of a worker that has its inbox there; None if there is none."""
+        ...
+
+
+class Inspector:
+    """Passes a worker's messages on to its roles, of which it may have one or both."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  what there is to compare with
+        self,
+        order: WorkerOrder,
+        engine: StepEngine,
+        memory: WorkerMemory,
+        outbox: Outbox,
+        clock: Clock,
+        dropped: DroppedMessages,
+        neighbours: KnowsWorkers,
+        prefill: PrefillRole | None,
+        decode: DecodeRole | None,
+    ) -> None:
+        self._order = order
+        self._vocab_size = engine.vocab_size
+        self._memory = memory
+        self._outbox = outbox
+        self._clock = clock
+        self._dropped = dropped
+        self._neighbours = neighbours
+        self._prefill = prefill
+        self._decode = decode
+
+    def passed(self, messages: Iterable[ToWorker | Remains]) -> Iterator[ToWorker]:
+        """Yield those that make sense; each is judged when the roles have seen the ones before it."""
+        for message in messages:
+            match message:
+                case SubmitRemains(request=request, attempt=attempt):  # counted when it could not be decoded
+                    self._refuse(request.request_id, attempt, FailureKind.INVALID, "the request is malformed")
+                case GrantRemains():
+                    self._give_back(message, "the grant is malformed")
+                case _:
+                    fault = self._find_fault(message)
+                    if fault is None:
+                        yield self._without_absent_reader(message)
+                    else:
+                        self._dropped.add(f"{type(message).__name__}: {fault}")
+                        self._answer(message, fault)
+
+    # Who waits
+
+    def _answer(self, message: ToWorker, fault: str) -> None:
+        match message:
+            case Submit(request=request, attempt=attempt):
+                kind = FailureKind.INVALID if self._decode is not None else FailureKind.REFUSED
+                self._refuse(request.request_id, attempt, kind, fault)
+            case Grant() | Revoke():
+                self._give_back(message, fault)
+            case _:
+                pass
+
+    def _refuse(self, request_id: RequestId, attempt: int, kind: FailureKind, fault: str) -> None:
+        """Tell the router that an attempt comes to nothing; not if that attempt is being served."""
+        here = [] if self._decode is None else self._decode.roster.find(request_id)
+        if any(sequence.attempt == attempt for sequence in here):
+            return
+        failed = Failed(
+            request_id=request_id,
+            attempt=attempt,
+            kind=FailureKind.REFUSED if here else kind,
+            message=f"{self._order.worker_id} cannot serve this: {fault}",
+            timeline={},
+        )
+        order = self._order
+        message = Tokens(worker_id=order.worker_id, incarnation=order.incarnation, failed=[failed])
+        self._send(order.router_endpoint, message)
+
+    def _give_back(self, message: Grant | Revoke | GrantRemains, fault: str) -> None:
+        """Tell the owner of granted blocks that nothing is written there; not if that grant is being read."""
+        if self._neighbours.try_find(message.decode) is None:
+            return
+        if self._prefill is not None and self._prefill.has_grant(message.epoch, message.decode):
+            return
+        reason = f"{self._order.worker_id} refuses: {fault}"
+        ended = GrantEnded(request_id=message.request_id, epoch=message.epoch, reason=reason)
+        self._send(message.decode.endpoint, ended)
+
+    def _send(self, endpoint: str, message: Message) -> None:
+        try:
+            self._outbox.send(endpoint, message)
+        except PeerUnreachableError as error:
+            self._dropped.add(f"and cannot say so: {error}")
+
+    # What makes no sense
+
+    def _find_fault(self, message: ToWorker) -> str | None:
+        """Return what is wrong with a message; None: nothing."""
+        match message:
+            case Submit():
+                return self._find_submit_fault(message)
+            case Grant():
+                return self._find_granter_fault(message.decode) or self._find_grant_fault(message)
+            case Revoke():
+                return self._find_granter_fault(message.decode)
+            case Filled():
+                return self._find_filled_fault(message)
+            case PeerGone():
+                return self._find_gone_fault(message)
+            case _:
+                return None
+
+    def _find_submit_fault(self, message: Submit) -> str | None:
+        if self._decode is None:
+            return "this worker writes no answers"
+        request = message.request
+        if self._decode.roster.find(request.request_id):
+            return f"{request.request_id} is here already"
+        return (
+            self._find_prompt_fault(request.prompt_token_ids, request.arrived_s)
+            or self._find_sampling_fault(request.sampling)
+            or self._find_answers_fault(message)
+        )
+
+    def _find_answers_fault(self, message: Submit) -> str | None:
+        request = message.request
+        for choice, token_ids in (message.answers or {}).items():
+            if choice >= request.num_choices or len(token_ids) > request.sampling.max_tokens:
+                return f"an answer of {len(token_ids)} tokens as choice {choice} was not asked for"
+            if max(token_ids, default=0) >= self._vocab_size:
+                return f"token {max(token_ids)} is not among the model's {self._vocab_size}"
+        if message.former is not None and not self._neighbours.knows(message.former.worker_id):
+            return f"there is no worker {message.former.worker_id}"
+        return None
+
+    def _without_absent_reader(self, message: ToWorker) -> ToWorker:
+        """Let this worker read a prompt itself whose reader is not there."""
+        if not isinstance(message, Submit) or message.prefill is None:
+            return message
+        is_there = self._neighbours.try_find(message.prefill) is Role.PREFILL
+        return message if is_there else msgspec.structs.replace(message, prefill=None)
+
+    def _find_prompt_fault(self, token_ids: list[int], arrived_s: float) -> str | None:
+        if max(token_ids) >= self._vocab_size:
+            return f"token {max(token_ids)} is not among the model's {self._vocab_size}"
+        if arrived_s > self._clock.now_s() + CLOCK_SLACK_S:
+            return "the request has not arrived yet"
+        return None
+
+    def _find_sampling_fault(self, sampling: SamplingParams) -> str | None:
+        num_told = max(sampling.num_logprobs or 0, sampling.num_prompt_logprobs or 0)
+        if num_told > self._vocab_size:
+            return f"log-probabilities of {num_told} tokens are asked for, and the model has {self._vocab_size}"
+        return None
+
+    def _find_granter_fault(self, decode: PeerAddress) -> str | None:
+        if self._prefill is None:
+            return "this worker reads no prompts for others"
+        if self._neighbours.try_find(decode) is None or decode.worker_id == self._order.worker_id:
+            return f"{decode.worker_id} at {decode.endpoint!r} is no worker that grants blocks here"
+        return None
+
+    def _find_grant_fault(self, grant: Grant) -> str | None:
+        num_prompt_tokens, num_cached_tokens = len(grant.prompt_token_ids), grant.num_cached_tokens
+        num_mask_bytes = math.ceil(self._vocab_size / WORD_BITS) * MASK_WORD_BYTES
+        if num_cached_tokens >= num_prompt_tokens:
+            return f"{num_cached_tokens} of {num_prompt_tokens} tokens are cached already, which leaves none to read"
+        if len(set(grant.choices)) != len(grant.choices) or len(grant.choices) > self._order.max_num_seqs:
+            return f"{len(grant.choices)} choices, or one twice"
+        if grant.first_token_mask is not None and len(grant.first_token_mask) != num_mask_bytes:
+            return f"a mask of {len(grant.first_token_mask)} bytes for {self._vocab_size} tokens"
+        if self._prefill is not None and self._prefill.has_grant(grant.epoch, grant.decode):
+            return f"epoch {grant.epoch} is granted already"
+        return (
+            self._find_prompt_fault(grant.prompt_token_ids, grant.arrived_s)
+            or self._find_sampling_fault(grant.sampling)
+            or self._find_table_fault(grant)
+        )
+
+    def _find_table_fault(self, grant: Grant) -> str | None:
+        """Check the table as a step would, and that the blocks are the granter's to give."""
+        begin = grant.num_cached_tokens
+        row = Row(grant.prompt_token_ids[begin:], begin, grant.block_table, 0)
+        try:
+            self._memory.check([StepPart(row, grant.request_id, grant.epoch)])
+        except BlockTableError as error:
+            return str(error)
+        written = grant.block_table[begin // self._memory.layout.block_size :]
+        if not self._memory.is_leased_to(grant.decode.worker_id, written):
+            return f"blocks are granted that {grant.decode.worker_id} does not own"
+        return None
+
+    def _find_filled_fault(self, message: Filled) -> str | None:
+        if self._decode is None:
+            return "this worker grants no blocks"
+        handoff = self._decode.roster.granted(message.epoch)
+        if handoff is None:
+            return None  # an answer to an older grant, which is nobody's any more
+        if handoff.sequence.request_id != message.request_id:
+            return f"epoch {message.epoch} is that of another request than {message.request_id}"
+        return self._find_first_tokens_fault(message, handoff)
+
+    def _find_first_tokens_fault(self, message: Filled, handoff: Handoff) -> str | None:
+        sequence = handoff.sequence
+        choices, sampling = sequence.choices_to_begin, sequence.request.sampling
+        if len(message.first_tokens) != len(choices):
+            return f"{len(message.first_tokens)} first tokens for {len(choices)} choices"
+        if any(self._is_wrong(token, sampling) for token in message.first_tokens):
+            return "a first token that the model does not have, or without what was to be told of it"
+        wants_prompt_logprobs = bool(choices) and sampling.num_prompt_logprobs is not None
+        num_told = None if message.prompt_logprobs is None else len(message.prompt_logprobs)
+        if num_told != (sequence.num_prompt_tokens - 1 if wants_prompt_logprobs else None):
+            return f"log-probabilities of {num_told} tokens of a prompt of {sequence.num_prompt_tokens}"
+        return None
+
+    def _is_wrong(self, token: SampledToken, sampling: SamplingParams) -> bool:
+        has_logprobs = token.logprobs is not None
+        return token.token_id >= self._vocab_size or has_logprobs != (sampling.num_logprobs is not None)
+
+    def _find_gone_fault(self, gone: PeerGone) -> str | None:
+        is_me = gone.worker_id == self._order.worker_id
+        if is_me or not self._neighbours.has_inbox(gone.worker_id, gone.incarnation):
+            return f"there was no life {gone.incarnation} of another worker {gone.worker_id}"
+        return None
