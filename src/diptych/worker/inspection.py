@@ -36,13 +36,13 @@ from diptych.core.messages import (
 )
 from diptych.core.request import SampledToken, SamplingParams
 from diptych.engine.base import Row, StepEngine
+from diptych.models.grammar_guide import WORD_BITS
 from diptych.wire.dropped import DroppedMessages
 from diptych.wire.mailbox import Outbox
 from diptych.worker.decode import DecodeRole
 from diptych.worker.handoff import Handoff
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.prefill import PrefillRole
-from diptych.worker.sampling.guide import WORD_BITS
 
 MASK_WORD_BYTES = WORD_BITS // 8
 CLOCK_SLACK_S = 1.0
