@@ -72,9 +72,8 @@ def test_what_a_drained_worker_does_not_finish_goes_on_elsewhere(
     prompt = make_prompt(60, 1)
     with server.stream(prompt, max_tokens=600) as stream:
         stream.read(5)
-        owners: list[str] = []
-        eventually(lambda: bool(owners.extend(busy_workers(server)) or owners), "news of who writes")
-        owner = owners[0]
+        eventually(lambda: len(busy_workers(server)) == 1, "news of who writes")
+        [owner] = busy_workers(server)
         assert start_command("drain", owner, "--timeout-s", "0.1", "--url", server.url).wait_for_exit() == 0
         assert stream.read().completion().text == expected_text(tokenizer, prompt, 600)
     assert server.records()[-1]["num_migrations"] == 1

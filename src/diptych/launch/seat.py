@@ -49,6 +49,11 @@ class Seat:
         """Whether this life has been leased its blocks, so that others may have to do with it."""
         return self.state in {SeatState.WARMING, SeatState.UP}
 
+    @property
+    def last_ended(self) -> int:
+        """The last life that is over; 0: none is."""
+        return self.incarnation if self.child is None else self.incarnation - 1
+
     def enter(self, state: SeatState, now_s: float) -> None:
         """Go on to another state."""
         self.state = state

@@ -250,7 +250,7 @@ class Supervisor:
         assert seat.worker_id is not None
         message = WorkerExited(
             worker_id=seat.worker_id,
-            incarnation=seat.incarnation,
+            incarnation=seat.last_ended,
             exit_status=status,
             will_return=will_return,
             outlook=outlook,
@@ -288,10 +288,9 @@ class Supervisor:
         seat.child.control.send(self._orders.frontend(seat.incarnation, self._port, self._agreement))
         # It knows nobody yet: who lives greets it, who does not is told here.
         for worker in self._workers.values():
-            if worker.state is not SeatState.UP:
-                self._tell_router_of_end(
-                    worker, 0, "", will_return=worker.child is not None or worker.due_s is not None
-                )
+            if not worker.has_blocks:
+                will_return = worker.child is not None or worker.due_s is not None
+                self._tell_router_of_end(worker, 0, "", will_return=will_return)
 
     def _lease_if_fenced(self, seat: Seat, now_s: float) -> None:
         """Give the successor its blocks once nobody writes into them for the life before."""
