@@ -10,6 +10,7 @@ measurement may be stopped and taken up. Peers must be installed: `python benchm
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -93,6 +94,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=GOODPUT_DIR, help=f"folder for results [{GOODPUT_DIR}]")
     parser.add_argument("--report-only", action="store_true", help="measure nothing")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then too
     try:
         if not options.report_only:
             _measure(options)

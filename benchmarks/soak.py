@@ -329,6 +329,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of all chance [0]")
     parser.add_argument("--output", type=Path, help="folder for soak.json")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then too
     tokenizer = Tokenizer(resolve("smollm2-135m-instruct").path)
     try:
         server = CliServer(SERVER)
