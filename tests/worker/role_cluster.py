@@ -363,6 +363,9 @@ class RoleCluster:
         both = BothRoles(prefill, decode, pace) if role is Role.PREFILL else decode
         return RoleWorker(both, engine, memory, inspector, dropped)
 
+    def knows(self, worker_id: WorkerId) -> bool:
+        return worker_id in self.settings.roles
+
     def has_inbox(self, worker_id: WorkerId, incarnation: int) -> bool:
         """Say so of all workers, dead ones too."""
         return worker_id in self.settings.roles and incarnation == self.address(worker_id).incarnation

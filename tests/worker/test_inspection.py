@@ -93,7 +93,6 @@ GRANTS: list[dict[str, Any]] = [
     {"prompt_token_ids": []},
     {"prompt_token_ids": [-1]},
     {"prompt_token_ids": [VOCAB_SIZE]},
-    {"num_cached_tokens": 5},
     {"num_cached_tokens": 128},
     {"num_cached_tokens": -32},
     {"choices": [0, 0]},

@@ -99,6 +99,14 @@ class RequestService(Protocol):
         """Return the state of all workers."""
         ...
 
+    def recent_requests(self) -> list[RequestRecord]:
+        """Return the last requests to end, oldest first (a bounded number)."""
+        ...
+
+
+class ClusterService(RequestService, Protocol):
+    """Also takes workers out of service and back, for operators."""
+
     def drain_worker(self, worker_id: WorkerId, timeout_s: float, *, will_return: bool) -> PeerAddress:
         """Take a worker out of service, in order: nothing new goes there, what runs there ends or goes on elsewhere.
 
@@ -113,8 +121,4 @@ class RequestService(Protocol):
 
         Raises: NotFoundError, UnavailableError (it is up).
         """
-        ...
-
-    def recent_requests(self) -> list[RequestRecord]:
-        """Return the last requests to end, oldest first (a bounded number)."""
         ...

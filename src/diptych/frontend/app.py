@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from diptych.core.clock import Clock, SystemClock
-from diptych.core.service import RequestService
+from diptych.core.service import ClusterService
 from diptych.core.version import __version__
 from diptych.frontend.answering import Answering
 from diptych.frontend.auth.key_check import KeyCheck
@@ -25,7 +25,7 @@ from diptych.frontend.text.tokenizer import Tokenizer
 
 
 def create_app(
-    service: RequestService, tokenizer: Tokenizer, settings: FrontendSettings, clock: Clock | None = None
+    service: ClusterService, tokenizer: Tokenizer, settings: FrontendSettings, clock: Clock | None = None
 ) -> FastAPI:
     """Return the web application.
 

@@ -227,6 +227,14 @@ class LocalCluster:
             self._segment_descriptor = -1
         self._directory.close()
 
+    def _stop_supervisor(self) -> None:
+        """Take the processes back as they are now."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
+            self._workers = {WorkerId(child.name): child for child in self._supervisor.workers()}
+            self._frontend = self._supervisor.frontend()
+            self._supervisor = None
+
 
 def roles_of(config: ServeConfig) -> dict[WorkerId, Role]:
     """Name the workers that `config` asks for."""

@@ -67,7 +67,7 @@ class _Followed:
 
 
 class Router:
-    """Serves requests on the workers it hears of; a `diptych.core.service.RequestService`.
+    """Serves requests on the workers it hears of; a `diptych.core.service.ClusterService`.
 
     The caller owns `inbox` and `outbox`, runs `run()` as a task, cancels it to stop, and closes both afterwards.
     """
@@ -161,11 +161,11 @@ class Router:
         return self._follower.history.recent()
 
     def drain_worker(self, worker_id: WorkerId, timeout_s: float, *, will_return: bool) -> PeerAddress:
-        """Take a worker out of service, in order; see `diptych.core.service.RequestService`."""
+        """Take a worker out of service, in order; see `diptych.core.service.ClusterService`."""
         return self._drains.begin(worker_id, timeout_s, will_return=will_return)
 
     def revive_worker(self, worker_id: WorkerId) -> None:
-        """Start a worker that is down; see `diptych.core.service.RequestService`."""
+        """Start a worker that is down; see `diptych.core.service.ClusterService`."""
         info = self._registry.worker_infos().get(worker_id)
         if info is None:
             raise NotFoundError(f"there is no worker {worker_id}; `diptych status` lists them")

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from diptych.core.ids import WorkerId
 from diptych.core.messages import PeerAddress
-from diptych.core.service import RequestService
+from diptych.core.service import ClusterService
 from diptych.frontend.openai.fields import Body
 from diptych.frontend.openai.wire import encode
 from diptych.frontend.openapi import answers
@@ -28,7 +28,7 @@ class DrainBegun(msgspec.Struct, frozen=True):
     worker: PeerAddress
 
 
-def add_worker_routes(app: FastAPI, service: RequestService) -> None:
+def add_worker_routes(app: FastAPI, service: ClusterService) -> None:
     """Add /diptych/workers/{worker_id}/drain and /start."""
 
     @app.post("/diptych/workers/{worker_id}/drain", responses=answers(DrainBegun, has_body=True, not_found=True))
