@@ -123,7 +123,8 @@ class DecodeRole:
         elif self.roster.is_full:
             self.report.add_failed(sequence, FailureKind.REFUSED, f"{self._order.worker_id}'s queue is full", now_s)
         elif request.sampling.grammar is not None:
-            self.roster.add_compiling(sequence, self._guides.compile(request.sampling.grammar))
+            guide = self._guides.compile(request.sampling.grammar, request.cache_salt)
+            self.roster.add_compiling(sequence, guide)
         else:
             self.roster.add(sequence)
 
