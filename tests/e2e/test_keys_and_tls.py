@@ -1,6 +1,7 @@
 """Servers that are not for everybody: keys from files and the environment, HTTPS, and what none of them tells."""
 
 import json
+import os
 import socket
 import ssl
 import stat
@@ -240,6 +241,18 @@ def test_one_of_both_files_is_not_enough(start_command: StartCommand, certificat
 
 
 # What stays private
+
+
+def test_sockets_and_their_directory_are_for_this_user_alone() -> None:
+    before = os.umask(0)
+    try:
+        with modeled():
+            made = list((Path(os.environ["XDG_RUNTIME_DIR"]) / "diptych").rglob("*"))
+            assert {stat.S_ISSOCK(path.stat().st_mode) for path in made} == {True, False}
+            assert {str(path) for path in made if path.stat().st_mode & 0o077} == set()
+    finally:
+        os.umask(before)
+
 
 LOUD = """
 import logging

@@ -61,7 +61,7 @@ def test_launcher_killed_while_starting(start_command: StartCommand, num_process
     eventually(lambda: len(command.processes()) >= num_processes, "processes")
     kill_launcher(command)
     # Its directory is swept by the next start, which this failing one is too.
-    with_taken_port = start_command(*SERVE, "--port", "0", "--host", "203.0.113.1")
+    with_taken_port = start_command(*SERVE, "--port", "0", "--host", "203.0.113.1", "--allow-unauthenticated")
     assert with_taken_port.wait_for_exit() == 1
     assert "cannot listen on 203.0.113.1:0" in with_taken_port.stderr
 

@@ -170,7 +170,7 @@ class InstantGuides:
         )
         self.tokenizer = make_ll_tokenizer(vocabulary, sorted(eos_token_ids) or [0], VOCAB_SIZE)
 
-    def compile(self, grammar: str) -> Future[GrammarGuide]:
+    def compile(self, grammar: str, cache_salt: str = "") -> Future[GrammarGuide]:
         future: Future[GrammarGuide] = Future()
         try:
             future.set_result(compile_grammar(self.tokenizer, grammar, VOCAB_SIZE))

@@ -163,7 +163,7 @@ class SlowGuides:
         self._instant = cluster.guides
         self.futures: list[tuple[str, Future[GrammarGuide]]] = []
 
-    def compile(self, grammar: str) -> Future[GrammarGuide]:
+    def compile(self, grammar: str, cache_salt: str = "") -> Future[GrammarGuide]:
         self.futures.append((grammar, Future()))
         return self.futures[-1][1]
 

@@ -63,11 +63,12 @@ def admit_to_slo(pair: Pair, slo: Slo) -> Admission:
     """Refuse a request if even the best pair of workers is predicted to miss the SLO, and would not without others."""
     late_s = pair.ttft_s - max(TTFT_MARGIN * slo.ttft_s, pair.least_ttft_s + slo.ttft_s / 2)
     if late_s > 0:
-        reason = f"the first token would come after {pair.ttft_s:.1f} s; {slo.ttft_s:g} s are the limit (--slo-ttft-s)"
+        reason = f"the first token is due in {slo.ttft_s:g} s (--slo-ttft-s) and predicted in {pair.ttft_s:.1f} s"
         return Rejected(_bounded_s(late_s), f"overloaded: {reason}; try again later")
     most_step_s = TPOT_MARGIN * pair.step_share * slo.tpot_s
     if pair.step_s > most_step_s > pair.least_step_s:
-        reason = f"a token would take {pair.step_s * 1e3:.0f} ms; {slo.tpot_s * 1e3:g} ms are the limit (--slo-tpot-s)"
+        tpot_ms, step_ms = slo.tpot_s * 1e3, pair.step_s * 1e3
+        reason = f"a token is due every {tpot_ms:g} ms (--slo-tpot-s) and predicted every {step_ms:.0f} ms"
         return Rejected(MIN_RETRY_AFTER_S, f"overloaded: {reason}; try again later")
     return Admitted()
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import openai
 import pytest
+from tests.live_server import eventually
 
 from diptych.core.api_keys import ApiKey, KeyLimits, hash_key
 from diptych.core.errors import OverloadedError
@@ -208,18 +209,17 @@ def test_requests_at_a_time(start_frontend: "StartFrontend", stream: bool) -> No
     frontend.say_and_wait("Well")
     with frontend.http() as http:
         with http.stream("POST", "/v1/completions", json=COMPLETION | {"stream": True}, headers=bearer(ALICE)) as held:
-            assert next(held.iter_lines())
+            lines = held.iter_lines()  # kept: its end would be that of the connection
+            assert next(lines)
             frontend.say("Hello")
             body = COMPLETION | {"stream": stream}
             error_of(http.post("/v1/completions", json=body, headers=bearer(ALICE)), 429)
             assert http.post("/v1/completions", json=body, headers=bearer(BOB)).is_success
         frontend.next_left()  # of Bob's
         frontend.next_left()  # Alice has hung up
-        assert _eventually_succeeds(http, COMPLETION)
-
-
-def _eventually_succeeds(http: httpx.Client, body: dict[str, Any]) -> bool:
-    return any(http.post("/v1/completions", json=body, headers=bearer(ALICE)).is_success for _ in range(100))
+        eventually(
+            lambda: http.post("/v1/completions", json=COMPLETION, headers=bearer(ALICE)).is_success, "a free place"
+        )
 
 
 def test_tokens_a_minute_are_what_came_not_what_was_asked_for(start_frontend: "StartFrontend") -> None:

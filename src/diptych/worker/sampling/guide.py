@@ -96,8 +96,11 @@ class FirstTokenGuide:
 class GuideMaker(Protocol):
     """Compiles grammars."""
 
-    def compile(self, grammar: str) -> "Future[GrammarGuide]":
-        """Return a guide at its start, sooner or later, or a GrammarError."""
+    def compile(self, grammar: str, cache_salt: str = "") -> "Future[GrammarGuide]":
+        """Return a guide at its start, sooner or later, or a GrammarError.
+
+        What was compiled before is found under the same salt only: nobody shall learn by timing what others use.
+        """
         ...
 
 
@@ -117,12 +120,12 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._on_done = on_done
         self._tokenizer: Any = None
-        self._compiled: OrderedDict[str, GrammarGuide] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, str], GrammarGuide] = OrderedDict()
         self._executor = ThreadPoolExecutor(1, "grammars", initializer=_yield_to_others)
 
-    def compile(self, grammar: str) -> "Future[GrammarGuide]":
+    def compile(self, grammar: str, cache_salt: str = "") -> "Future[GrammarGuide]":
         """Return a guide at its start, sooner or later, or a GrammarError."""
-        future = self._executor.submit(self._compile, grammar)
+        future = self._executor.submit(self._compile, grammar, cache_salt)
         future.add_done_callback(lambda _: self._on_done())
         return future
 
@@ -130,18 +133,19 @@ class GrammarCompiler:
         """Compile nothing any more."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _compile(self, grammar: str) -> GrammarGuide:
+    def _compile(self, grammar: str, cache_salt: str) -> GrammarGuide:
         """Compile, or copy what was compiled before; on the thread.
 
         Raises: GrammarError.
         """
-        guide = self._compiled.get(grammar)
+        name = (cache_salt, grammar)
+        guide = self._compiled.get(name)
         if guide is None:
             guide = compile_grammar(self._ll_tokenizer(), grammar, self._vocab_size)
-            self._compiled[grammar] = guide
+            self._compiled[name] = guide
             while len(self._compiled) > MAX_COMPILED_GRAMMARS:
                 self._compiled.popitem(last=False)
-        self._compiled.move_to_end(grammar)
+        self._compiled.move_to_end(name)
         return guide.for_another_request()
 
     def _ll_tokenizer(self) -> Any:
