@@ -113,9 +113,8 @@ class DecodeRole:
                 pass
 
     def _on_submit(self, message: Submit) -> None:
-<<<<<<< HEAD
-        sequences = self._maker.make(message)
-        refusal = self._maker.why_not(message.request)
+        request, sequences = message.request, self._maker.make(message)
+        refusal = self._maker.why_not(request)
         if refusal is None and self.roster.is_full:
             refusal = Refusal(FailureKind.REFUSED, f"{self._order.worker_id}'s queue is full")
         if refusal is not None:
@@ -125,47 +124,10 @@ class DecodeRole:
             reason = self._why_over(sequence)
             if reason is not None:  # its worker died between the last token and the word that it was the last
                 self.report.add_finished(sequence, reason, self._clock.now_s())
-            elif message.request.sampling.grammar is not None:
-                self.roster.add_compiling(sequence, self._guides.compile(message.request.sampling.grammar))
+            elif request.sampling.grammar is not None:
+                self.roster.add_compiling(sequence, self._guides.compile(request.sampling.grammar, request.cache_salt))
             else:
                 self.roster.add(sequence)
-=======
-        request = message.request
-        sequence = Sequence(
-            request=request,
-            attempt=message.attempt,
-            prefill=message.prefill,
-            arrival=self._num_arrived,
-            token_ids=list(request.prompt_token_ids),
-            block_hashes=self.blocks.hash_prompt(request),
-            chooser=self._chooser(request, 0, None),
-            num_due_choices=request.num_choices - 1,
-        )
-        self._num_arrived += request.num_choices
-        now_s = self._clock.now_s()
-        if sequence.num_prompt_tokens >= self._max_model_len:
-            text = (
-                f"a prompt of {sequence.num_prompt_tokens} tokens leaves no room for an answer in {self._max_model_len}"
-            )
-            self.report.add_failed(sequence, FailureKind.INVALID, text, now_s)
-        elif request.num_choices > self._order.max_num_seqs:
-            text = f"{request.num_choices} answers to a request are more than the {self._order.max_num_seqs} that run"
-            self.report.add_failed(sequence, FailureKind.INVALID, f"{text} at a time (--max-num-seqs)", now_s)
-        elif self._most_tokens(request) > self.blocks.cache.num_blocks * self.blocks.block_size:
-            text = f"{self._order.worker_id}'s blocks do not hold so long an answer"
-            self.report.add_failed(sequence, FailureKind.REFUSED, text, now_s)
-        elif self.roster.is_full:
-            self.report.add_failed(sequence, FailureKind.REFUSED, f"{self._order.worker_id}'s queue is full", now_s)
-        elif request.sampling.grammar is not None:
-            guide = self._guides.compile(request.sampling.grammar, request.cache_salt)
-            self.roster.add_compiling(sequence, guide)
-        else:
-            self.roster.add(sequence)
-
-    def _most_tokens(self, request: Request) -> int:
-        """Return how long an answer may get, with its prompt. Its last token is never computed."""
-        return min(len(request.prompt_token_ids) + request.sampling.max_tokens, self._max_model_len) - 1
->>>>>>> issue5-security
 
     def _abort(self, sequence: Sequence) -> None:
         if sequence in self._batch:
