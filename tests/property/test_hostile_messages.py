@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.hostile_frames import HostileMessages, Known
 from tests.worker.role_cluster import RoleCluster, start_roles
 
-from diptych.core.messages import Abort, ToWorker
+from diptych.core.messages import Abort, PeerGone, Remains, Submit, SubmitRemains, ToWorker
+from diptych.wire.dropped import DroppedMessages
 from diptych.wire.frame import FrameDecoder
 
 MAX_EXAMPLES = 60
@@ -53,20 +54,29 @@ def known_to_strangers(cluster: RoleCluster) -> Known:
     }
 
 
-def frames(cluster: RoleCluster, draw: Random) -> Iterator[bytes]:
-    """Yield frames that no honest process has sent."""
-    hostile = HostileMessages(ToWorker, draw, known_to_strangers(cluster))
-    decoder: FrameDecoder[ToWorker] = FrameDecoder(ToWorker, cluster.workers["decode-0"].dropped)
-    while True:
-        frame = hostile.frame()
-        message = decoder.try_decode(frame)
-        if not (isinstance(message, Abort) and message.request_id in cluster.heard):
-            yield frame
+def is_forged(cluster: RoleCluster, receiver: str, message: ToWorker | Remains | None) -> bool:
+    """Tell whether a message could be an honest one: the end of a request or a worker, or a request's first word."""
+    match message:
+        case Abort(request_id=request_id):
+            return request_id in cluster.heard
+        case PeerGone(worker_id=worker_id, incarnation=incarnation):
+            return cluster.has_inbox(worker_id, incarnation)
+        case Submit(request=request) | SubmitRemains(request=request) if request.request_id in cluster.heard:
+            return receiver != "decode-0" or not cluster.workers[receiver].decode.roster.find(request.request_id)
+        case _:
+            return False
+
+
+def deliver_hostile(cluster: RoleCluster, draw: Random, receiver: str) -> None:
+    """Deliver a frame that no honest process has sent."""
+    frame = HostileMessages(ToWorker, draw, known_to_strangers(cluster)).frame()
+    decoder: FrameDecoder[ToWorker | Remains] = FrameDecoder(ToWorker, DroppedMessages("nobody's"), Remains)
+    if not is_forged(cluster, receiver, decoder.try_decode(frame)):
+        cluster.deliver_frame(receiver, frame)
 
 
 def live_through(cluster: RoleCluster, draw: Random, num_moments: int) -> None:
     cluster.has_strangers = True
-    strange = frames(cluster, draw)
     for number in range(num_moments):
         if number % 8 == 0:
             begin = draw.randrange(50)
@@ -76,7 +86,7 @@ def live_through(cluster: RoleCluster, draw: Random, num_moments: int) -> None:
         match draw.randrange(4):
             case 0:
                 for _ in range(3):
-                    cluster.deliver_frame(worker_id, next(strange))
+                    deliver_hostile(cluster, draw, worker_id)
             case 1 if cluster.letters.waiting():
                 cluster.deliver(*draw.choice(cluster.letters.waiting()))
             case 2 if cluster.workers[worker_id].parts is None:

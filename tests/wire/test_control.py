@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diptych.core.control import ClusterReady, FrontendListening, LayoutReport, Lease, StartFailure, ToLauncher
 from diptych.core.cost_model import CostModel
@@ -79,7 +81,8 @@ def test_speaking_to_the_dead_is_no_error(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"nonsense", b"{}", b'{"type":"Lease"}', b'{"type":"FrontendListening"}', b"\xff"]
+    "line",
+    [b"", b"nonsense", b"{}", b'{"type":"Lease"}', b'{"type":"FrontendListening"}', b"\xff", b'{"a":' + b"[" * 10**5],
 )
 def test_a_malformed_line_is_an_error_and_the_next_one_is_read(ends: Ends, line: bytes) -> None:
     channel, theirs = ends
@@ -88,6 +91,21 @@ def test_a_malformed_line_is_an_error_and_the_next_one_is_read(ends: Ends, line:
     with pytest.raises(ProtocolError, match="malformed"):
         channel.receive(PATIENCE_S)
     assert channel.receive(PATIENCE_S) == ClusterReady()
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_random_bytes_are_errors_and_the_next_line_is_read(noise: bytes, num_bytes_at_once: int) -> None:
+    ours, theirs = socket.socketpair()
+    channel: ControlChannel[ToLauncher] = ControlChannel(ours, ToLauncher)
+    sent = noise + b"\n" + b'{"type":"ClusterReady"}\n'
+    for begin in range(0, len(sent), num_bytes_at_once):
+        theirs.sendall(sent[begin : begin + num_bytes_at_once])
+    for _ in range(noise.count(b"\n") + 1):
+        with pytest.raises(ProtocolError, match="malformed"):
+            channel.receive(PATIENCE_S)
+    assert channel.receive(PATIENCE_S) == ClusterReady()
+    theirs.close()
+    channel.close()
 
 
 def test_a_line_without_end_is_cut_off(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,8 +288,6 @@ class RoleCluster:
         self.heard: dict[RequestId, Heard] = {}
         self.has_strangers = False
         """Whether others than `submit` send requests, too; what becomes of those does not matter."""
-        self.refusals: list[Failed] = []
-        """Of strangers' requests."""
         self.guides = InstantGuides(settings.eos_token_ids)
         self.hasher = BlockHasher(MODEL_KEY, self._engine().layout.fingerprint, block_size=self.block_size)
         owners = settings.owners
@@ -578,9 +576,9 @@ class RoleCluster:
                     choice.end = other_end
 
     def _without_strangers(self, message: Tokens) -> Tokens:
-        self.refusals += [failed for failed in message.failed if failed.request_id not in self.heard]
         names = ("started", "tokens", "finished", "failed", "aborted")
         ours = {name: [one for one in getattr(message, name) if one.request_id in self.heard] for name in names}
+        ours["failed"] = [failed for failed in ours["failed"] if failed.attempt == 0]  # the only one that we make
         return msgspec.structs.replace(message, **ours)
 
     # What must be true

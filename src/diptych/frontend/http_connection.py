@@ -5,9 +5,14 @@ no HTTP, too much or too late gets an error of OpenAI's shape.
 """
 
 import asyncio
+import fcntl
+import socket
+import struct
+import termios
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from diptych.core.errors import InvalidRequestError, RequestError, UnavailableError
 from diptych.frontend.connections import Connections
@@ -35,9 +40,11 @@ class HttpConnection(HttpToolsProtocol):
         """When the head of a request must be here; None while none has begun on a connection in use."""
         self._num_head_bytes = 0
         """Received since the last part of a body, or the last whole head."""
-        self._num_unsent_bytes = 0
+        self._running: RequestResponseCycle | None = None
+        """The request that is or was answered last; uvicorn itself knows only which came last."""
+        self._num_unread_bytes = 0
         self._read_s = 0.0
-        """When the client was last seen to read, or owed nothing."""
+        """When the client was last seen to read, or had nothing to."""
 
     @property
     def has_unsent_bytes(self) -> bool:
@@ -58,9 +65,12 @@ class HttpConnection(HttpToolsProtocol):
             self._refuse(UnavailableError("all connections are in use; try again later", code="too_many_connections"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """End, and with it the request that is being answered, also if others wait behind it."""
         self._all.leave(self)
         super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def cut(self) -> None:
         """Close it at once; what is unsent is lost, and what its requests hold is freed."""
@@ -68,10 +78,10 @@ class HttpConnection(HttpToolsProtocol):
 
     def sweep(self, now_s: float) -> None:
         """Cut it if its client has let its time pass."""
-        num_unsent_bytes = self.transport.get_write_buffer_size()
+        num_unread_bytes = self.transport.get_write_buffer_size() + _num_unacknowledged_bytes(self.transport)
         # More than before comes from a request that still runs, and cannot go on for long: sending then has to wait.
-        if num_unsent_bytes == 0 or num_unsent_bytes != self._num_unsent_bytes:
-            self._num_unsent_bytes, self._read_s = num_unsent_bytes, now_s
+        if num_unread_bytes == 0 or num_unread_bytes != self._num_unread_bytes:
+            self._num_unread_bytes, self._read_s = num_unread_bytes, now_s
         elif now_s - self._read_s >= self._all.client_timeout_s:
             self.cut()
         if self._head_due_s is not None and now_s >= self._head_due_s and not self.transport.is_closing():
@@ -114,6 +124,10 @@ class HttpConnection(HttpToolsProtocol):
         self._head_due_s = None
         self._all.on_busy(self)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_body(self, body: bytes) -> None:
         """Take a part of a body."""
         self._num_head_bytes = 0
@@ -145,12 +159,24 @@ class HttpConnection(HttpToolsProtocol):
     def _refuse(self, error: RequestError) -> None:
         """Tell the client why, unless an answer is on its way to it, and close."""
         self._head_due_s = None
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        running = self._running
+        if running is None or running.response_complete or not running.response_started:
             response = error_response(error, {"Connection": "close"})
             headers = [*self.server_state.default_headers, *response.raw_headers]
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
             self.transport.write(STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body))
         self.transport.close()
+
+
+def _num_unacknowledged_bytes(transport: asyncio.Transport) -> int:
+    """Return how much the kernel still holds for the client: it makes room for more only in large steps."""
+    connection: socket.socket = transport.get_extra_info("socket")
+    try:
+        answer: bytes = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0  # it has just been closed
+    (num_bytes,) = struct.unpack("i", answer)
+    return int(num_bytes)
 
 
 def _head_too_large() -> HeadTooLargeError:

@@ -103,7 +103,7 @@ class ControlChannel(Generic[Incoming]):
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
             return self._decoder.decode(line)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"a control message is malformed: {error}") from None
 
     def end_process_with_launcher(self) -> None:
