@@ -60,9 +60,9 @@ were put into one cache group.
   them. Calls are held to the schema of their arguments, with `tool_choice: auto` as soon as the model begins one.
 - **Stop strings** end an answer at their first character, wherever tokens end; what could become one is held back.
 - **Ends**: `finish_reason` is `stop`, `length` or `tool_calls`; `stop_reason` names the stop string or token.
-- **Errors**: 400 change the request, 401 no valid API key, 403 not with this one, 404 no such model, 408 the head or the
-  body was too slow, 413 the body too long, 431 the head, 429 come back after `Retry-After`, 503 nobody can take it now,
-  504 its deadline has passed. After the first event of a stream an error is an event, and the stream ends without
+- **Errors**: 400 change the request, 401 no valid API key, 403 not with this one, 404 no such model, 408 the head or
+  the body was too slow, 413 the body too long, 431 the head, 429 come back after `Retry-After`, 503 nobody can take it
+  now, 504 its deadline has passed. After the first event of a stream an error is an event, and the stream ends without
   `[DONE]`.
 - **Around it**: `--root-path` for a proxy that has the server under a path (whether it takes the path away or not),
   `--cors-origins` for web pages (off by default), `--chat-template` in place of the model's own. Answers are never
