@@ -33,6 +33,9 @@ def status_command(
         return
     console = Console()
     console.print(workers_table(status))
+    for worker_id, info in status["workers"].items():
+        if info["outlook"]:
+            console.print(f"{worker_id}: {info['outlook']}")
     console.print(f"{status['model']}: {status['health']}, {status['num_requests']} requests running or waiting")
 
 
