@@ -209,8 +209,10 @@ def test_busy_connections_do_not_give_way(start_frontend: "StartFrontend") -> No
     check_is_well(frontend)
 
 
-def test_a_hang_up_ends_a_stream_also_if_requests_wait_behind_it(frontend: "Frontend") -> None:
-    frontend.service.script = endless
+@pytest.mark.parametrize("is_sending", [True, False])
+def test_a_hang_up_ends_a_stream_also_if_requests_wait_behind_it(frontend: "Frontend", is_sending: bool) -> None:
+    frontend.say_and_wait("Hello")
+    frontend.service.script = endless if is_sending else frontend.service.script
     with closing(post(frontend)) as connection:
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         connection.sendall(HEALTH * 3)
@@ -259,8 +261,9 @@ def num_descriptors() -> int:
 
 
 def test_abandoned_connections_leave_no_descriptor(impatient: "Frontend") -> None:
+    check_is_well(impatient)
     impatient.say_and_wait("Hello")
-    check_num = num_descriptors()
+    num_before = num_descriptors()
     for number in range(200):
         connection = post(impatient) if number % 2 else connect(impatient)
         match number % 4:
@@ -273,7 +276,7 @@ def test_abandoned_connections_leave_no_descriptor(impatient: "Frontend") -> Non
             case _:
                 connection.sendall(HEALTH * 3)
         connection.close()
-    eventually(lambda: num_descriptors() <= check_num, "descriptors given back", PATIENCE_S)
+    eventually(lambda: num_descriptors() <= num_before, "descriptors given back", PATIENCE_S)
     check_is_well(impatient)
 
 

@@ -6,6 +6,7 @@ no HTTP, too much or too late gets an error of OpenAI's shape.
 
 import asyncio
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -78,11 +79,16 @@ class HttpConnection(HttpToolsProtocol):
 
     def sweep(self, now_s: float) -> None:
         """Cut it if its client has let its time pass."""
+        if self.transport.is_closing() and not self.has_unsent_bytes:
+            return  # it ends by itself
         num_unread_bytes = self.transport.get_write_buffer_size() + _num_unacknowledged_bytes(self.transport)
         # More than before comes from a request that still runs, and cannot go on for long: sending then has to wait.
         if num_unread_bytes == 0 or num_unread_bytes != self._num_unread_bytes:
             self._num_unread_bytes, self._read_s = num_unread_bytes, now_s
         elif now_s - self._read_s >= self._all.client_timeout_s:
+            self.cut()
+        # While requests wait behind another nothing is read, so nobody else sees the end.
+        if self.flow.read_paused and _has_hung_up(self.transport):
             self.cut()
         if self._head_due_s is not None and now_s >= self._head_due_s and not self.transport.is_closing():
             self._on_head_overdue()
@@ -166,6 +172,14 @@ class HttpConnection(HttpToolsProtocol):
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
             self.transport.write(STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body))
         self.transport.close()
+
+
+def _has_hung_up(transport: asyncio.Transport) -> bool:
+    """Tell whether the client will send no more."""
+    connection: socket.socket = transport.get_extra_info("socket")
+    poller = select.poll()
+    poller.register(connection.fileno(), select.POLLRDHUP)
+    return bool(poller.poll(0))
 
 
 def _num_unacknowledged_bytes(transport: asyncio.Transport) -> int:
