@@ -25,7 +25,7 @@ from diptych.kv.header import SegmentHeader
 from diptych.launch.orders import Agreement, Orders
 from diptych.launch.process import ChildProcess, describe_exit
 from diptych.launch.seat import Seat, SeatState
-from diptych.policy.restarting import plan_restart
+from diptych.policy.restarting import MEMORY_S, plan_restart
 from diptych.transfer.segment import Segment
 from diptych.wire.mailbox import Outbox
 
@@ -81,7 +81,7 @@ class Supervisor:
         child = self._frontend.child
         if child is not None:
             child.terminate()
-        self.ended.wait(timeout_s)
+            self.ended.wait(timeout_s)
 
     def stop(self) -> None:
         """Watch no more; whoever lives goes on. Once more does nothing."""
@@ -143,8 +143,12 @@ class Supervisor:
                 self._kill_if_late(seat, seat.child, now_s)
         if seat.state is SeatState.FENCING:
             self._lease_if_fenced(seat, now_s)
-        elif seat.state is SeatState.DOWN and seat.due_s is not None and now_s >= seat.due_s:
+        elif seat.state is SeatState.DOWN and self._is_due(seat, now_s):
             self._begin_life(seat, now_s)
+
+    def _is_due(self, seat: Seat, now_s: float) -> bool:
+        is_wanted = seat.worker_id is not None or not self._is_ending.is_set()
+        return is_wanted and seat.due_s is not None and now_s >= seat.due_s
 
     def _on_message(self, seat: Seat, message: ToLauncher, now_s: float) -> None:
         match message:
@@ -203,8 +207,9 @@ class Supervisor:
         child.close()
         seat.child = None
         seat.enter(SeatState.DOWN, now_s)
-        will_return, outlook = self._plan_return(seat, status, now_s)
-        log.warning("%s has ended (%s); %s", seat.name, describe_exit(status), outlook)
+        will_return, outlook = self._plan_return(seat, now_s)
+        if not self._is_ending.is_set():
+            log.warning("%s has ended (%s); %s", seat.name, describe_exit(status), outlook)
         if seat.worker_id is None:
             self._tell_workers(FrontendGone(incarnation=seat.incarnation))
             return
@@ -220,19 +225,19 @@ class Supervisor:
             self._tell_workers(PeerGone(worker_id=seat.worker_id, incarnation=seat.incarnation, endpoint=endpoint))
         self._tell_router_of_end(seat, status, outlook, will_return=will_return)
 
-    def _plan_return(self, seat: Seat, status: int, now_s: float) -> tuple[bool, str]:
+    def _plan_return(self, seat: Seat, now_s: float) -> tuple[bool, str]:
         """Set when the next life begins; return whether requests may wait for it, and what to say of it."""
         if seat.worker_id is None and self._is_ending.is_set():
             self.ended.set()
-            return False, "as it was asked to"
+            return False, ""
         retirement, seat.retirement = seat.retirement, None
         if retirement is False:
             seat.due_s = None
             return False, f"taken out of service; `diptych restart {seat.name}` starts it"
-        if retirement or (status == 0 and seat.worker_id is not None):
+        if retirement:
             seat.due_s = now_s
             return True, "a new one starts now"
-        seat.deaths_s.append(now_s)
+        seat.deaths_s = [*(death_s for death_s in seat.deaths_s if now_s - death_s < MEMORY_S), now_s]
         restart = plan_restart(seat.deaths_s, now_s)
         seat.due_s = now_s + restart.delay_s
         if not restart.is_crash_loop:
