@@ -13,7 +13,7 @@ from tests.modeled_answers import expected_text, make_prompt
 from diptych.frontend.text.tokenizer import Tokenizer
 
 NUM_LEAVERS = 8
-NUM_ABORTS_EACH = 250
+NUM_ABORTS_EACH = 130
 SHARED_TOKENS = 320
 
 
