@@ -22,6 +22,8 @@ from diptych.wire.mailbox import AsyncInbox, Inbox, Outbox
 from diptych.wire.wake import Wake
 
 PATIENCE_S = 10.0
+CLOSE_S = 0.5
+"""ZeroMQ closes a socket on a thread of its own, a moment later."""
 Context = zmq.Context[zmq.Socket[bytes]]
 
 
@@ -182,6 +184,7 @@ def test_forgetting_a_peer_drops_what_waits_for_it_and_lets_its_successor_be_rea
     post.outbox.send(endpoint, abort(1))
     post.outbox.forget(peer)
     post.outbox.forget(peer)
+    time.sleep(CLOSE_S)
     successor: Inbox[ToWorker] = Inbox(post.context, endpoint, ToWorker)
     post.outbox.send(endpoint, abort(2))
 
