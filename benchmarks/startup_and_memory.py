@@ -17,7 +17,7 @@ import uvloop
 import diptych
 from diptych.bench.statistics import estimate_median
 from diptych.core.events import Lifecycle, RequestRecord
-from diptych.launch.server import fetch_status
+from diptych.launch.server import Remote, fetch_status
 from harness.cli_server import CliServer
 from harness.client import LoadClient, Trace
 from harness.options import Options, setting
@@ -114,7 +114,7 @@ def _start_library(options: StartupOptions, samples: Samples) -> None:
 
 
 def _measure_server(server: CliServer, options: StartupOptions, samples: Samples, progress: ProgressBar) -> None:
-    with pinned_to(client_cores(fetch_status(server.url))):
+    with pinned_to(client_cores(fetch_status(Remote(server.url)))):
         samples.memory_bytes["ready"] = sum(map(proportional_bytes, tree_of(server.pid)))
         with progress.part("added TTFT"):
             samples.ttft = uvloop.run(_measure_ttft(server, options))

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from diptych.core.config import API_KEY_VARIABLE
 from diptych.frontend.tls import client_tls
-from diptych.launch.server import fetch_status
+from diptych.launch.server import Remote, fetch_status
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option("--url", help="Where the server listens.")]
@@ -27,7 +27,7 @@ def status_command(
     ca_cert: CaCert = None,
 ) -> None:
     """Show each worker's role, process, cores, state and blocks."""
-    status = fetch_status(url, api_key, True if ca_cert is None else client_tls(ca_cert))
+    status = fetch_status(remote_of(url, api_key, ca_cert))
     if as_json:
         typer.echo(json.dumps(status, indent=2))
         return
@@ -37,6 +37,11 @@ def status_command(
         if info["outlook"]:
             console.print(f"{worker_id}: {info['outlook']}")
     console.print(f"{status['model']}: {status['health']}, {status['num_requests']} requests running or waiting")
+
+
+def remote_of(url: str, api_key: str | None, ca_cert: Path | None) -> Remote:
+    """Return the server that a command line names."""
+    return Remote(url, api_key, True if ca_cert is None else client_tls(ca_cert))
 
 
 def workers_table(status: dict[str, Any]) -> Table:

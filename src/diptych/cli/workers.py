@@ -1,15 +1,13 @@
 """`diptych drain` and `diptych restart`: take workers of a running server out of service and back, losing nothing."""
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from diptych.cli.status import DEFAULT_URL, ApiKey, CaCert, Url
+from diptych.cli.status import DEFAULT_URL, ApiKey, CaCert, Url, remote_of
 from diptych.core.errors import LaunchError
-from diptych.frontend.tls import client_tls
 from diptych.launch.server import Remote, fetch_status, order_worker
 
 POLL_S = 0.1
@@ -32,7 +30,7 @@ def drain_command(
 
     Returns when its process has ended. `diptych restart WORKER` starts it again.
     """
-    console, remote = Console(stderr=True), _remote(url, api_key, ca_cert)
+    console, remote = Console(stderr=True), remote_of(url, api_key, ca_cert)
     with console.status(f"draining {worker}"):
         incarnation = _begin_drain(remote, worker, timeout_s, will_return=False)
         _wait_until_gone(remote, worker, incarnation, timeout_s)
@@ -50,8 +48,8 @@ def restart_command(
 
     What is cached stays. A worker that is down is just started.
     """
-    console, remote = Console(stderr=True), _remote(url, api_key, ca_cert)
-    known = list(fetch_status(*remote)["workers"])
+    console, remote = Console(stderr=True), remote_of(url, api_key, ca_cert)
+    known = list(fetch_status(remote)["workers"])
     for worker in workers or known:
         with console.status(f"restarting {worker}"):
             begin_s = time.monotonic()
@@ -59,12 +57,8 @@ def restart_command(
         console.print(f"{worker} is up again after {time.monotonic() - begin_s:.1f} s")
 
 
-def _remote(url: str, api_key: str | None, ca_cert: Path | None) -> Remote:
-    return Remote(url, api_key, True if ca_cert is None else client_tls(ca_cert))
-
-
 def _restart(remote: Remote, worker: str, timeout_s: float) -> None:
-    info = fetch_status(*remote)["workers"].get(worker)
+    info = fetch_status(remote)["workers"].get(worker)
     if info is not None and info["status"]["state"] == "dead":
         incarnation = info["address"]["incarnation"]
         order_worker(remote, worker, "start", {})
@@ -73,7 +67,7 @@ def _restart(remote: Remote, worker: str, timeout_s: float) -> None:
         _wait_until_gone(remote, worker, incarnation, timeout_s)
     give_up_s = time.monotonic() + UP_TIMEOUT_S
     while True:
-        info = fetch_status(*remote)["workers"][worker]
+        info = fetch_status(remote)["workers"][worker]
         if info["address"]["incarnation"] > incarnation and info["status"]["state"] == "ready":
             return
         if time.monotonic() > give_up_s:
@@ -90,7 +84,7 @@ def _begin_drain(remote: Remote, worker: str, timeout_s: float, *, will_return: 
 
 def _wait_until_gone(remote: Remote, worker: str, incarnation: int, timeout_s: float) -> None:
     give_up_s = time.monotonic() + timeout_s + GONE_GRACE_S
-    while _is_life(fetch_status(*remote)["workers"][worker], incarnation):
+    while _is_life(fetch_status(remote)["workers"][worker], incarnation):
         if time.monotonic() > give_up_s:
             raise LaunchError(f"{worker} has not ended {GONE_GRACE_S:.0f} s after its time; the server's log says why")
         time.sleep(POLL_S)

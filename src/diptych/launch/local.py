@@ -67,12 +67,8 @@ class LocalCluster:
         self._frontend: ChildProcess | None = None
         self._segment_descriptor = -1
         self._supervisor: Supervisor | None = None
-        self._never = threading.Event()
-
-    @property
-    def ended(self) -> threading.Event:
-        """Set when the server cannot go on: its frontend dies again and again."""
-        return self._never if self._supervisor is None else self._supervisor.ended
+        self.ended = threading.Event()
+        """Set when there is no frontend any more: it was asked to end, or dies again and again."""
 
     # Start
 
@@ -122,7 +118,7 @@ class LocalCluster:
     def _supervise(self, agreement: Agreement, port: int, frontend: ChildProcess) -> Supervisor:
         timeout_s = self._config.start_timeout_s
         supervisor = Supervisor(
-            self._orders, agreement, self._segment_descriptor, port, timeout_s, self._workers, frontend
+            self._orders, agreement, self._segment_descriptor, port, timeout_s, self._workers, frontend, self.ended
         )
         supervisor.start()
         return supervisor

@@ -18,6 +18,20 @@ STATUS_TIMEOUT_S = 10.0
 HTTP_UNAUTHORIZED, HTTP_FORBIDDEN = 401, 403
 
 
+class Remote(NamedTuple):
+    """A running server and how to be let in."""
+
+    url: str
+    api_key: str | None = None
+    tls: ssl.SSLContext | bool = True
+    """Whom to trust, by default those whom the system trusts."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request brings."""
+        return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+
+
 class Server:
     """All processes of one server. A context manager; after its end no process, socket or memory is left."""
 
@@ -41,7 +55,7 @@ class Server:
         """Return what `diptych status --json` prints."""
         certificate = self._access.tls_cert
         tls = True if certificate is None else own_server_tls(certificate)
-        return fetch_status(self.url, self._access.own_key, tls)
+        return fetch_status(Remote(self.url, self._access.own_key, tls))
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the server has ended by itself (its frontend died); tell whether it has."""
@@ -90,14 +104,16 @@ def serve(
     return Server(cluster, cluster.start(on_stage), model.name, access)
 
 
-def fetch_status(url: str, api_key: str | None = None, tls: ssl.SSLContext | bool = True) -> dict[str, Any]:
-    """Ask a running server for its status; `tls`: whom to trust, by default those whom the system trusts.
+def fetch_status(remote: Remote) -> dict[str, Any]:
+    """Ask a running server for its status.
 
     Raises: LaunchError if none answers there, or it wants (another) key.
     """
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+    url = remote.url
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/diptych/status", headers=headers, verify=tls, timeout=STATUS_TIMEOUT_S)
+        answer = httpx.get(
+            f"{url.rstrip('/')}/diptych/status", headers=remote.headers, verify=remote.tls, timeout=STATUS_TIMEOUT_S
+        )
         answer.raise_for_status()
         content: dict[str, Any] = answer.json()
     except httpx.HTTPStatusError as error:
@@ -109,24 +125,14 @@ def fetch_status(url: str, api_key: str | None = None, tls: ssl.SSLContext | boo
     return content
 
 
-class Remote(NamedTuple):
-    """A running server and how to be let in."""
-
-    url: str
-    api_key: str | None = None
-    tls: ssl.SSLContext | bool = True
-    """Whom to trust, by default those whom the system trusts."""
-
-
 def order_worker(remote: Remote, worker: str, action: str, body: dict[str, Any]) -> dict[str, Any]:
     """Ask a running server to do something with a worker: `drain` or `start`.
 
     Raises: LaunchError if none answers there, or it refuses.
     """
     address = f"{remote.url.rstrip('/')}/diptych/workers/{worker}/{action}"
-    headers = {} if remote.api_key is None else {"Authorization": f"Bearer {remote.api_key}"}
     try:
-        answer = httpx.post(address, json=body, headers=headers, verify=remote.tls, timeout=STATUS_TIMEOUT_S)
+        answer = httpx.post(address, json=body, headers=remote.headers, verify=remote.tls, timeout=STATUS_TIMEOUT_S)
         content: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise LaunchError(

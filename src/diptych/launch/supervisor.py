@@ -50,7 +50,9 @@ class Supervisor:
         start_timeout_s: float,
         workers: dict[WorkerId, ChildProcess],
         frontend: ChildProcess,
+        ended: threading.Event,
     ) -> None:
+        """`ended` is set when there is no frontend any more: it was asked to end, or dies again and again."""
         self._orders = orders
         self._agreement = agreement
         self._segment_descriptor = segment_descriptor
@@ -68,8 +70,7 @@ class Supervisor:
         self._is_stopping = threading.Event()
         self._turned_s = now_s
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
-        self.ended = threading.Event()
-        """Set when there is no frontend any more: it was asked to end, or dies again and again."""
+        self._ended = ended
 
     def start(self) -> None:
         """Begin to watch."""
@@ -81,7 +82,7 @@ class Supervisor:
         child = self._frontend.child
         if child is not None:
             child.terminate()
-            self.ended.wait(timeout_s)
+            self._ended.wait(timeout_s)
 
     def stop(self) -> None:
         """Watch no more; whoever lives goes on. Once more does nothing."""
@@ -111,7 +112,7 @@ class Supervisor:
         except Exception:
             # A thread's edge: a server that nobody looks after must not go on as if somebody did.
             log.exception("the supervisor has failed")
-            self.ended.set()
+            self._ended.set()
 
     def _turn(self) -> None:
         self._wait()
@@ -228,7 +229,7 @@ class Supervisor:
     def _plan_return(self, seat: Seat, now_s: float) -> tuple[bool, str]:
         """Set when the next life begins; return whether requests may wait for it, and what to say of it."""
         if seat.worker_id is None and self._is_ending.is_set():
-            self.ended.set()
+            self._ended.set()
             return False, ""
         retirement, seat.retirement = seat.retirement, None
         if retirement is False:
@@ -243,7 +244,7 @@ class Supervisor:
         if not restart.is_crash_loop:
             return True, "a new one starts now"
         if seat.worker_id is None:
-            self.ended.set()
+            self._ended.set()
         return False, f"it has died {restart.num_deaths} times of late; the next try is in {restart.delay_s:.0f} s"
 
     def _tell_workers(self, message: Message) -> None:

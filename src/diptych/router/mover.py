@@ -88,7 +88,7 @@ class Mover:
         now_s = self._clock.now_s()
         flight.give_up_s = min(flight.last_moment_s, now_s + self._settings.homeless_timeout_s)
 
-    def admit(self, flight: InFlight, placement: Placement) -> None:
+    def _raise_if_too_late(self, flight: InFlight, placement: Placement) -> None:
         """Raises: OverloadedError if a new request is predicted to miss the SLO there."""
         if not self._settings.refuses_by_slo or placement.forecast is None or flight.attempt:
             return
@@ -107,7 +107,7 @@ class Mover:
                 if not self._placer.is_anyone_coming:
                     raise UnavailableError(f"{flight.setback}; {NO_WORKER}" if flight.setback else NO_WORKER)
                 return False
-            self.admit(flight, placement)
+            self._raise_if_too_late(flight, placement)
             flight.placement = placement
             if self._try_submit(flight, placement):
                 return True

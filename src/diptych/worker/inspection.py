@@ -185,8 +185,8 @@ class Inspector:
         for choice, token_ids in (message.answers or {}).items():
             if choice >= request.num_choices or len(token_ids) > request.sampling.max_tokens:
                 return f"an answer of {len(token_ids)} tokens as choice {choice} was not asked for"
-            if max(token_ids, default=0) >= self._vocab_size:
-                return f"token {max(token_ids)} is not among the model's {self._vocab_size}"
+            if (fault := self._find_token_fault(token_ids)) is not None:
+                return fault
         if message.former is not None and not self._neighbours.knows(message.former.worker_id):
             return f"there is no worker {message.former.worker_id}"
         return None
@@ -199,11 +199,13 @@ class Inspector:
         return message if is_there else msgspec.structs.replace(message, prefill=None)
 
     def _find_prompt_fault(self, token_ids: list[int], arrived_s: float) -> str | None:
-        if max(token_ids) >= self._vocab_size:
-            return f"token {max(token_ids)} is not among the model's {self._vocab_size}"
         if arrived_s > self._clock.now_s() + CLOCK_SLACK_S:
             return "the request has not arrived yet"
-        return None
+        return self._find_token_fault(token_ids)
+
+    def _find_token_fault(self, token_ids: list[int]) -> str | None:
+        largest = max(token_ids, default=0)
+        return f"token {largest} is not among the model's {self._vocab_size}" if largest >= self._vocab_size else None
 
     def _find_sampling_fault(self, sampling: SamplingParams) -> str | None:
         num_told = max(sampling.num_logprobs or 0, sampling.num_prompt_logprobs or 0)
