@@ -20,7 +20,6 @@ from diptych.bench.measure import NEXT_STEP, Bench, Method
 from diptych.bench.record import RESULT, Recorder, TargetFacts, load, new_result
 from diptych.bench.search import SearchLimits
 from diptych.bench.statistics import median
-from diptych.bench.summary import RunSummary
 from diptych.bench.target import ApiOptions, Target
 from diptych.calibrate.bare_engine import BareEngine, Place, decode_shapes
 from diptych.core.config import ServeConfig
@@ -28,6 +27,7 @@ from diptych.core.errors import DiptychError
 from diptych.core.slo import Slo
 from diptych.workload.named import WORKLOADS
 from harness.goodput_table import GOODPUT_DIR, LIMITS, limits_file, read_limits, save_limits, write_goodput_page
+from harness.lines import Lines
 
 PEER = "{python} benchmarks/peers/run.py {name} --port {{port}}"
 OURS = {
@@ -62,25 +62,6 @@ class Cell:
     def folder(self, output: Path) -> Path:
         """Return where its result goes."""
         return output / self.workload / f"{self.server}-{'-'.join(self.limits)}" / f"seed-{self.seed}"
-
-
-class Lines:
-    """Says on stderr how far it is."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-
-    def on_stage(self, text: str) -> None:
-        """Say nothing: the end of a run is what counts."""
-
-    def on_ended(self, num_ended: int, num_expected: int) -> None:
-        """Move on in the line."""
-        print(f"\r{self._title}: {num_ended} of {num_expected} requests ", end="", file=sys.stderr, flush=True)
-
-    def on_run(self, target: str, seed: int, summary: RunSummary) -> None:
-        """Leave a line."""
-        shares = ", ".join(f"{found.share:.0%} within {found.slo}" for found in summary.attainments)
-        print(f"\r{self._title}: {summary.rate_per_s:.3g} requests/s, {shares}          ", file=sys.stderr)
 
 
 def main() -> int:

@@ -23,12 +23,13 @@ from diptych.bench.measure import Bench, Method
 from diptych.bench.record import Recorder, TargetFacts, new_result
 from diptych.bench.sample import Sample
 from diptych.bench.search import SearchLimits
-from diptych.bench.summary import RunSummary, counted
+from diptych.bench.summary import counted
 from diptych.bench.target import ApiOptions, Target
 from diptych.core.errors import DiptychError
 from diptych.core.slo import Slo
 from diptych.hardware.host import host_facts
 from diptych.workload.named import WORKLOADS
+from harness.lines import Lines
 from harness.process_memory import proportional_bytes, tree_of
 
 START_TIMEOUT_S = 120.0
@@ -53,21 +54,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """From the end of the overload to the last request that missed the SLO."""
     memory_bytes: list[int]
     """Of all processes, before and after the overload."""
-
-
-class Silent:
-    """Hears what a measurement says and shows the runs alone."""
-
-    def on_stage(self, text: str) -> None:
-        """Say nothing."""
-
-    def on_ended(self, num_ended: int, num_expected: int) -> None:
-        """Say nothing."""
-
-    def on_run(self, target: str, seed: int, summary: RunSummary) -> None:
-        """Leave a line."""
-        shares = ", ".join(f"{found.share:.0%} within {found.slo}" for found in summary.attainments)
-        print(f"{target}, seed {seed}: {summary.rate_per_s:.3g} requests/s, {shares}", file=sys.stderr)
 
 
 class Overload:
@@ -97,7 +83,7 @@ class Overload:
             folder, new_result("benchmarks/overload.py", settings, self._options.workload, [self.slo], facts)
         )
         async with target.serving(ApiOptions(), START_TIMEOUT_S) as api:
-            (found,) = await Bench(method, recorder, Silent()).sweep(api, target.name, 0)
+            (found,) = await Bench(method, recorder, Lines("peak")).sweep(api, target.name, 0)
         return found.rate_per_s
 
     async def measure(self, admission: str, peak_per_s: float) -> Outcome:

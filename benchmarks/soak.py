@@ -31,7 +31,7 @@ from diptych.frontend.text.tokenizer import Tokenizer
 from diptych.hardware.host import host_facts
 from diptych.models import resolve
 from harness.cli_server import CliServer
-from harness.process_memory import tree_of
+from harness.process_memory import private_bytes, tree_of
 
 VOCAB_SIZE = 49_152
 SERVER = ("--engine", "modeled", "--kv-bytes", "8MB", "--prefill", "2", "--decode", "2", "--modeled-time-scale", "0.1")
@@ -219,7 +219,7 @@ class Soak:
         while not self._is_over:
             await asyncio.sleep(SAMPLE_INTERVAL_S)
             pids = [pid for pid in tree_of(self._server.pid) if b"diptych.worker" not in _command_line(pid)]
-            memory_bytes = sum(_private_bytes(pid) for pid in pids)
+            memory_bytes = sum(private_bytes(pid) for pid in pids)
             num_descriptors = sum(_num_descriptors(pid) for pid in pids)
             at_s = time.monotonic() - self._begin_s
             self.samples.append(Sample(at_s=at_s, memory_bytes=memory_bytes, num_descriptors=num_descriptors))
@@ -253,11 +253,6 @@ def _command_line(pid: int) -> bytes:
 
 def _num_descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def _private_bytes(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
-    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
 
 
 def judge(soak: Soak, num_held: int) -> dict[str, bool]:

@@ -1,5 +1,6 @@
 """Memory of a process and all that it started, shared pages counted once."""
 
+import os
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -26,6 +27,15 @@ def _parent_of(pid: int) -> int | None:
         return None  # ended meanwhile
     # The second field is the program's name in brackets, which may hold spaces and brackets.
     return int(text.rpartition(")")[2].split()[1])
+
+
+def private_bytes(pid: int) -> int:
+    """Return the process's memory that it shares with nobody.
+
+    Raises: OSError if it has ended.
+    """
+    fields = (PROC / str(pid) / "statm").read_text(encoding="ascii").split()
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
 
 
 def proportional_bytes(pid: int) -> int:

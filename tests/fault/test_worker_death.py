@@ -223,6 +223,32 @@ def test_a_request_does_not_outlive_its_deadline_on_a_worker_that_stands_still(m
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.2, 0.4, 0.6, 0.8])
+def test_a_successor_killed_while_it_comes_up(
+    modeled_server: StartServer, tokenizer: Tokenizer, after_s: float
+) -> None:
+    """Whatever it has told whom by then, the next one gets its blocks."""
+    server = modeled_server(modeled_time_scale=0.3)
+    first, before = server.incarnation("decode-0"), set(worker_pids())
+    kill(server, "decode-0")
+    eventually(lambda: bool(set(worker_pids()) - before), "a successor")
+    time.sleep(after_s)
+    [successor] = set(worker_pids()) - before
+    os.kill(successor, signal.SIGKILL)
+    eventually(lambda: server.incarnation("decode-0") > first + 1, "another successor", 30)
+    server.wait_until_up("decode-0")
+    prompt = make_prompt(100, 5)
+    assert server.complete(prompt).text == expected_text(tokenizer, prompt, 16)
+    server.wait_until_idle()
+
+
+def worker_pids() -> list[int]:
+    """Return the workers that this process, which is the launcher, has started."""
+    pids = [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    return [pid for pid in pids if b"diptych.worker.server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
 def test_a_crash_loop_is_reported_and_the_others_serve(modeled_server: StartServer, tokenizer: Tokenizer) -> None:
     server = modeled_server(decode=2)
     for _ in range(LOOP_DEATHS - 1):

@@ -71,14 +71,17 @@ class Worker:
         lease: Lease,
         clock: Clock,
         lifeline: Lifeline,
+        context: zmq.Context[zmq.Socket[bytes]],
+        inbox: Inbox[ToWorker | Remains],
     ) -> None:
+        """`context` and `inbox` are its own, and closed at the end of `run`."""
         self._order = order
         self._engine = engine
         self._clock = clock
         self._lifeline = lifeline
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._outbox = Outbox(self._context)
-        self._inbox: Inbox[ToWorker | Remains] = Inbox(self._context, order.endpoint, ToWorker, Remains)
+        self._context = context
+        self._outbox = Outbox(context)
+        self._inbox = inbox
         self._wake = Wake()
         self._steps = StepThread(engine, memory, self._wake)
         self._grammars = GrammarCompiler(
@@ -262,6 +265,9 @@ def _start(control: ControlChannel[FromLauncher]) -> Worker:
         modeled_time_scale=order.modeled_time_scale,
         clock=clock,
     )
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    # Before it can be leased any block: from its inbox others know that there was this life, should it end at once.
+    inbox: Inbox[ToWorker | Remains] = Inbox(context, order.endpoint, ToWorker, Remains)
     layout = engine.layout
     control.send(
         LayoutReport(
@@ -281,7 +287,8 @@ def _start(control: ControlChannel[FromLauncher]) -> Worker:
     blocks_at = header_bytes(header.num_blocks, header.shape.extent_blocks)
     blocks = segment.view(blocks_at, header.num_blocks * layout.block_bytes)
     engine.bind(blocks, header.num_blocks)
-    return Worker(order, engine, WorkerMemory(header, blocks, layout), lease, clock, Lifeline(control, clock))
+    memory, lifeline = WorkerMemory(header, blocks, layout), Lifeline(control, clock)
+    return Worker(order, engine, memory, lease, clock, lifeline, context, inbox)
 
 
 def main() -> int:
