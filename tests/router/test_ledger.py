@@ -49,9 +49,10 @@ def test_the_total_is_the_sum_of_the_entries(script: list[tuple[str, str, int]])
 
 def test_a_ledger_releases_everything_of_a_request() -> None:
     ledger = Ledger.empty()
-    for counter in (ledger.sequences, ledger.blocks, ledger.prefill_tokens):
+    counters = (ledger.sequences, ledger.blocks, ledger.context_tokens, ledger.unread, ledger.prefill_tokens)
+    for counter in counters:
         counter.assign(A, 7)
     assert ledger.num_requests == 1
     ledger.release(A)
     assert ledger.num_requests == 0
-    assert [ledger.sequences.total, ledger.blocks.total, ledger.prefill_tokens.total] == [0, 0, 0]
+    assert [counter.total for counter in counters] == [0] * 5

@@ -18,6 +18,12 @@ def decode_counts(cluster: "Cluster", worker: str = "decode-0") -> tuple[int, in
     return load.num_used_blocks, load.num_sequences, load.queued_prefill_blocks
 
 
+def context_tokens(cluster: "Cluster", worker: str) -> int:
+    """Return how many tokens a step of a worker reads, as choosing pairs sees it."""
+    (load,) = (load for load in cluster.router._registry.worker_loads(4) if load.worker_id == worker)
+    return load.num_context_tokens
+
+
 def prefill_queue_tokens(cluster: "Cluster") -> int:
     return cluster.router._registry.prefill_loads()[0].queued_tokens
 
@@ -59,7 +65,9 @@ def test_cached_blocks_are_neither_computed_nor_counted_again(cluster: "Cluster"
         answer = await cluster.start(cluster.request(num_prompt_tokens=10))
         assert cluster.submits() == [("decode-1", 0, None)]
         assert decode_counts(cluster, "decode-1") == (1, 1, 1)
+        assert context_tokens(cluster, "decode-1") == 10, "steps read the cached ones too"
         cluster.finished("decode-1", "r0", 0)
+        assert context_tokens(cluster, "decode-1") == 0
         await answer
 
     cluster.run(scenario())

@@ -44,6 +44,11 @@ class Counter:
         return len(self._amounts)
 
     @property
+    def foreign(self) -> int:
+        """That of others as of the last report."""
+        return self._foreign
+
+    @property
     def total(self) -> int:
         """Our own as of now, plus that of others as of the last report."""
         return self._own + self._foreign
@@ -56,7 +61,10 @@ class Ledger:
     sequences: Counter
     """Requests whose answers this worker writes."""
     blocks: Counter
-    """KV blocks that those requests hold, by the router's estimate."""
+    """KV blocks that those requests take besides what was cached, by the router's estimate."""
+    context_tokens: Counter
+    """Tokens that a step reads for them: cached ones too, and those of a shared prefix for each that shares it. Others'
+    are not reported as such."""
     unread: Counter
     """Of `sequences`, those whose prompts have not been read."""
     prefill_tokens: Counter
@@ -65,7 +73,7 @@ class Ledger:
     @classmethod
     def empty(cls) -> "Ledger":
         """Return the ledger of a worker that has just come up."""
-        return cls(Counter(), Counter(), Counter(), Counter())
+        return cls(Counter(), Counter(), Counter(), Counter(), Counter())
 
     def on_status(self, status: WorkerStatus) -> None:
         """Compare with what the worker says of itself."""
@@ -77,6 +85,7 @@ class Ledger:
         """Stop counting the request anywhere."""
         self.sequences.release(request_id)
         self.blocks.release(request_id)
+        self.context_tokens.release(request_id)
         self.unread.release(request_id)
         self.prefill_tokens.release(request_id)
 

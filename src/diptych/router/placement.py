@@ -24,6 +24,7 @@ class Placement:
     decode: WorkerLife
     prefill: WorkerLife | None
     """None: the decode worker reads the prompt itself."""
+    num_prompt_tokens: int
     num_uncached_tokens: int
     """Of the prompt, as far as the router knows; at least 1."""
     num_new_blocks: int
@@ -36,11 +37,13 @@ class Placement:
         self.decode.ledger.sequences.assign(request_id, num_choices)
         self.decode.ledger.unread.assign(request_id, num_choices)
         self.decode.ledger.blocks.assign(request_id, self.num_new_blocks)
+        self.decode.ledger.context_tokens.assign(request_id, num_choices * self.num_prompt_tokens)
         (self.prefill or self.decode).ledger.prefill_tokens.assign(request_id, self.num_uncached_tokens)
 
-    def on_block_full(self, request_id: RequestId) -> None:
+    def on_block_full(self, request_id: RequestId, block_size: int) -> None:
         """Count one block more: the answer has outgrown the last one."""
         self.decode.ledger.blocks.grow(request_id, 1)
+        self.decode.ledger.context_tokens.grow(request_id, block_size)
 
     def on_prefill_gone(self, request_id: RequestId) -> None:
         """Count the prompt as the decode worker's own: it reads it itself after its prefill worker's death."""
@@ -164,6 +167,7 @@ class Placer:
         return Placement(
             decode=self._registry.life(decode_id),
             prefill=None if prefill_id is None else self._registry.life(prefill_id),
+            num_prompt_tokens=num_prompt_tokens,
             num_uncached_tokens=self._num_uncached_tokens(num_prompt_tokens, num_matched_blocks),
             num_new_blocks=-(-num_prompt_tokens // self._block_size) - num_matched_blocks,
             forecast=forecast,

@@ -197,7 +197,7 @@ class WorkerRegistry:
             num_used_blocks=ledger.blocks.total,
             num_answers=ledger.sequences.total - num_unread,
             num_unread=num_unread,
-            num_context_tokens=ledger.blocks.total * block_size,
+            num_context_tokens=ledger.context_tokens.total + ledger.blocks.foreign * block_size,
             num_queued_prompts=len(ledger.prefill_tokens),
             num_queued_tokens=ledger.prefill_tokens.total,
             prefill_share=status.prefill_share,
