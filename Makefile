@@ -14,6 +14,8 @@ CODE := src tests benchmarks examples docs
 PYTHON ?= python3 python3.13 python3.12 python3.11
 # Port of `make serve`; empty: as configured, else 8000.
 PORT ?=
+# How many tests `make test` runs at a time. Most of them wait for processes; those with a model take a core or two.
+TESTERS ?= 2
 # More arguments for `diptych serve`, pytest, the benchmarks or `uv pip compile`.
 ARGS ?=
 
@@ -29,8 +31,8 @@ serve: $(VENV)/serve.stamp ## Install what is missing and serve on port 8000 (PO
 	@exec $(BIN)/diptych serve $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: $(VENV)/dev.stamp ## Install what is missing and run all tests: first the quick ones, then the slow ones.
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m slow $(ARGS)
 
 check: lint test ## Check format, lint, types and import layers, then test. What CI runs.
 

@@ -121,7 +121,7 @@ def fetch_status(remote: Remote) -> dict[str, Any]:
             raise LaunchError(f"{url} wants an API key: {_reason(error.response)}") from None
         raise LaunchError(f"{url} answers, but not like a Diptych server ({error.response.status_code})") from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise LaunchError(f"no Diptych server answers at {url} ({error}); is it running? give its --url") from None
+        raise _no_answer(url, error) from None
     return content
 
 
@@ -135,12 +135,18 @@ def order_worker(remote: Remote, worker: str, action: str, body: dict[str, Any])
         answer = httpx.post(address, json=body, headers=remote.headers, verify=remote.tls, timeout=STATUS_TIMEOUT_S)
         content: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise LaunchError(
-            f"no Diptych server answers at {remote.url} ({error}); is it running? give its --url"
-        ) from None
+        raise _no_answer(remote.url, error) from None
     if answer.is_error:
         raise LaunchError(_reason(answer))
     return content
+
+
+def _no_answer(url: str, error: Exception) -> LaunchError:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return LaunchError(
+            f"the certificate of {url} is not trusted here ({error}); if it is yours, pass --ca-cert FILE"
+        )
+    return LaunchError(f"no Diptych server answers at {url} ({error}); is it running? give its --url")
 
 
 def _reason(refusal: httpx.Response) -> str:
