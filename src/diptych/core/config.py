@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from diptych.core.control import EngineKind, KVDtype
+from diptych.core.control import EngineKind, KVDtype, RoutingName
 from diptych.core.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "DIPTYCH_"
@@ -116,6 +116,26 @@ class ServeConfig(BaseModel):
     slo_tpot_s: float = Field(
         default=0.05, gt=0, le=60, description="Seconds a token after the first that --adaptive plans for."
     )
+    routing: Literal["auto"] | RoutingName = Field(
+        default="auto",
+        description="Which workers a request gets. predicted: the pair that keeps to the SLO at the least price; "
+        "kv-centric: the soonest first token, long prefixes copied from others' caches (Mooncake); prefix-local: the "
+        "same without copies; overlap-load: the least to compute and in use (Dynamo); least-loaded, round-robin, "
+        "random: whatever is cached. auto: predicted, or overlap-load with --no-adaptive.",
+    )
+    routing_temperature: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="Of overlap-load: how evenly it draws among workers of unequal cost; 0: always the cheapest.",
+    )
+    balancing_threshold: float = Field(
+        default=2.0,
+        ge=1,
+        le=1e6,
+        description="Of predicted and kv-centric: how many times as long as its own another worker's prefix must be "
+        "for a worker to copy it.",
+    )
     admission: Literal["auto", "queue", "slo"] = Field(
         default="auto",
         description="Whether to refuse (429) what is predicted to miss the SLO for the load of others, or let it wait; "
@@ -164,7 +184,19 @@ class ServeConfig(BaseModel):
     def _can_predict(self) -> "ServeConfig":
         if self.admission == "slo" and not self.adaptive:
             raise ValueError("--admission slo goes by predictions, which --no-adaptive does without: leave one out")
+        if self.routing == "predicted" and not self.adaptive:
+            raise ValueError(
+                "--routing predicted lets workers take on each other's phase, which --no-adaptive rules out: "
+                "leave one out"
+            )
         return self
+
+    @property
+    def routing_name(self) -> RoutingName:
+        """Which workers a request gets, the default resolved."""
+        if self.routing != "auto":
+            return self.routing
+        return "predicted" if self.adaptive else "overlap-load"
 
     @property
     def refuses_by_slo(self) -> bool:

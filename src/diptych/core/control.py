@@ -22,6 +22,10 @@ from diptych.core.messages import PeerAddress, Role
 
 KVDtype = Literal["auto", "f32", "bf16", "f16", "u8"]
 EngineKind = Literal["openvino", "modeled"]
+RoutingName = Literal[
+    "predicted", "random", "round-robin", "least-loaded", "prefix-local", "kv-centric", "overlap-load"
+]
+"""How workers are chosen for requests (policy/routing/by_name.py)."""
 
 
 class ModelOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +141,9 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     drain_timeout_s: float
     max_outstanding_requests: int
     local_prefill_max_tokens: int
-    is_adaptive: bool
+    routing: RoutingName
+    routing_temperature: float
+    balancing_threshold: float
     slo_ttft_s: float
     slo_tpot_s: float
     refuses_by_slo: bool

@@ -7,7 +7,11 @@ The conversation about one request, in place (prefill and decode on one machine)
     router  <--Tokens (one message a step for all sequences)------ decode
 
 Only the decode worker ends a request (`Finished`, `Failed`). A message of an older attempt or epoch is dropped by
-whoever gets it. When a worker has died, `WorkerExited` goes to the router, `PeerGone` to the other workers, and its
+whoever gets it. Where another worker has more of a prompt in its cache, the decode worker may copy it first:
+
+    decode  --Borrow-->  other  --Lent-->  decode (copies)  --Returned-->  other
+
+When a worker has died, `WorkerExited` goes to the router, `PeerGone` to the other workers, and its
 requests are submitted anew with what they have come to.
 """
 
@@ -22,7 +26,7 @@ from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
 from diptych.core.request import Request, SampledToken, SamplingParams, TokenLogprobs
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Stands before every message (wire/frame.py). It changes with any of them, and is at most 255."""
 
 
@@ -70,6 +74,14 @@ class FormerAttempt(msgspec.Struct, frozen=True, kw_only=True):
     attempt: Count
 
 
+class CopyOrder(msgspec.Struct, frozen=True):
+    """What to copy from another worker's prefix cache before the rest of a prompt is read."""
+
+    num_blocks: Ordinal
+    """Of the prompt's first full blocks; those that the owner has itself included, which need no copy."""
+    source: PeerAddress
+
+
 class Submit(Message, frozen=True, kw_only=True):
     """Serve this request: you own its blocks from now to its end."""
 
@@ -84,6 +96,8 @@ class Submit(Message, frozen=True, kw_only=True):
     """Of each choice that is to go on, the tokens that its client has got or will get. None: none has begun."""
     former: FormerAttempt | None = None
     """The attempt that brought those tokens, or was to."""
+    copy: CopyOrder | None = None
+    """None: use what is in your own cache."""
 
 
 class Abort(Message, frozen=True, kw_only=True):
@@ -174,6 +188,40 @@ class GrantEnded(Message, frozen=True, kw_only=True):
     request_id: Annotated[RequestId, NAME]
     epoch: Epoch
     reason: str
+
+
+# Between owners of blocks
+
+
+class Borrow(Message, frozen=True, kw_only=True):
+    """Keep these cached blocks of yours until I have copied them; tell me which they are."""
+
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
+    """Names the loan: that of the blocks to copy to. No other loan to this life of a worker has it."""
+    borrower: PeerAddress
+    hashes: Annotated[list[Annotated[BlockHash, HASH]], Meta(min_length=1)]
+    """Of consecutive blocks of a prompt."""
+    deadline_s: Seconds
+    """On the node's clock: keep them no longer. A borrower that is late finds out itself what is still there."""
+
+
+class Lent(Message, frozen=True, kw_only=True):
+    """They are yours to read until you return them, or until the deadline."""
+
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
+    lender: PeerAddress
+    block_ids: list[Annotated[BlockId, Meta(ge=0, lt=2**31)]]
+    """As many of those asked for, from the first on, as there are. Empty: none."""
+
+
+class Returned(Message, frozen=True, kw_only=True):
+    """I read those blocks no more."""
+
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
+    borrower: PeerAddress
 
 
 # Worker to router
@@ -298,6 +346,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How many times as long steps take of late as the cost model says."""
     prefill_share: Share = 0.0
     """Of its time of late, spent on prompts."""
+    copy_block_s: Seconds = 0.0
+    """How long it takes this worker to copy a block within the segment; measured."""
     num_dropped_messages: Count = 0
     """That came to it and were none, or made no sense."""
 
@@ -351,7 +401,7 @@ class GrantRemains(Message, frozen=True, kw_only=True, tag="Grant"):
 
 Remains = SubmitRemains | GrantRemains
 
-ToWorker = Submit | Abort | PeerGone | FrontendGone | Grant | Revoke | Filled | GrantEnded
+ToWorker = Submit | Abort | PeerGone | FrontendGone | Grant | Revoke | Filled | GrantEnded | Borrow | Lent | Returned
 ToRouter = Tokens | Heartbeat | WorkerExited
 
 HEARTBEAT_INTERVAL_S = 0.5

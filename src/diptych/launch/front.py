@@ -59,7 +59,9 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         settings=RouterSettings(
             max_outstanding_requests=order.max_outstanding_requests,
             local_prefill_max_tokens=order.local_prefill_max_tokens,
-            is_adaptive=order.is_adaptive,
+            routing=order.routing,
+            routing_temperature=order.routing_temperature,
+            balancing_threshold=order.balancing_threshold,
             slo_ttft_s=order.slo_ttft_s,
             slo_tpot_s=order.slo_tpot_s,
             refuses_by_slo=order.refuses_by_slo,

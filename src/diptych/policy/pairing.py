@@ -21,6 +21,7 @@ from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
 from diptych.core.slo import Slo
 from diptych.policy.batching import ANSWERS_SHARE, answers_when_read
+from diptych.policy.copying import GUESSED_COPY_BLOCK_S
 
 TTFT_SHARE = 0.8
 """Of the time to the first token that the SLO allows: a prediction of more has no room for a mistake."""
@@ -59,6 +60,8 @@ class WorkerLoad:
     num_queued_tokens: int
     prefill_share: float
     """Of its time of late, spent on prompts."""
+    copy_block_s: float = GUESSED_COPY_BLOCK_S
+    """How long it takes to copy a block within the segment."""
 
     def step_s(self, num_answers: float) -> float:
         """Return how long a step takes that continues so many answers of this worker's mean length."""
@@ -104,7 +107,7 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
     """
     accepting = [load for load in loads if load.is_accepting]
     owners = [load for load in accepting if load.num_blocks * block_size >= num_most_tokens]
-    as_reader = {load.worker_id: _Reader.of(load, slo, num_answer_tokens) for load in accepting}
+    as_reader = {load.worker_id: Reader.of(load, slo, num_answer_tokens) for load in accepting}
     queues = sorted(as_reader.values(), key=lambda one: (one.queue_s, _order(one.load)))
     readers = [one for one in queues if one.load.role is Role.PREFILL][:NUM_READERS]
     candidates: list[tuple[tuple[bool, bool, float, float, tuple[int, WorkerId], bool], Pair]] = []
@@ -122,7 +125,7 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
     return min(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
 
 
-class _Reader(NamedTuple):
+class Reader(NamedTuple):
     """A worker as one that may read a prompt."""
 
     load: WorkerLoad
@@ -132,18 +135,23 @@ class _Reader(NamedTuple):
     """How long the prompts take that it has to read already."""
 
     @classmethod
-    def of(cls, load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> "_Reader":
+    def of(cls, load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> "Reader":
+        """Return a worker as a reader."""
         free = _free_share(load, slo, num_answer_tokens)
         return cls(load, free, load.read_s(load.num_queued_tokens, 0) / free if load.num_queued_tokens else 0.0)
 
+    def ttft_s(self, num_tokens: int, num_past: int) -> float:
+        """Return in how long it will have read so many tokens more of a prompt."""
+        return self.queue_s + self.load.read_s(num_tokens, num_past) / self.free_share
+
 
 def _readers_for(
-    own: _Reader,
-    readers: Sequence[_Reader],
+    own: Reader,
+    readers: Sequence[Reader],
     num_uncached: int,
     slo_ttft_s: float,
     local_prefill_max_tokens: int,
-) -> Iterator[_Reader]:
+) -> Iterator[Reader]:
     """Yield who may read for an owner, itself being `own`. Blocks that a prefill worker owns are read by itself.
 
     A decode worker that writes answers reads only what others would read too late: what it reads, it does not write.
@@ -159,9 +167,22 @@ def _readers_for(
         yield own
 
 
+def predict_pair(  # noqa: PLR0913, PLR0917  what a prediction depends on
+    owner: WorkerLoad,
+    reader: Reader,
+    num_prompt_tokens: int,
+    num_cached_tokens: int,
+    slo: Slo,
+    num_answer_tokens: float,
+) -> Pair:
+    """Return what is predicted of a pair that somebody else has chosen."""
+    num_uncached = max(num_prompt_tokens - num_cached_tokens, 1)
+    return _judge(owner, reader, num_prompt_tokens, num_uncached, slo, num_answer_tokens)[0]
+
+
 def _judge(  # noqa: PLR0913, PLR0917
     owner: WorkerLoad,
-    reader: _Reader,
+    reader: Reader,
     num_prompt_tokens: int,
     num_uncached: int,
     slo: Slo,

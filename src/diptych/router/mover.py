@@ -90,7 +90,7 @@ class Mover:
 
     def _raise_if_too_late(self, flight: InFlight, placement: Placement) -> None:
         """Raises: OverloadedError if a new request is predicted to miss the SLO there."""
-        if not self._settings.refuses_by_slo or placement.forecast is None or flight.attempt:
+        if not self._settings.refuses_by_slo or flight.attempt:
             return
         admission = admit_to_slo(placement.forecast, Slo(self._settings.slo_ttft_s, self._settings.slo_tpot_s))
         if isinstance(admission, Rejected):
@@ -136,6 +136,7 @@ class Mover:
             frontend=self._settings.frontend,
             answers=flight.begun_answers,
             former=flight.former,
+            copy=placement.copy,
         )
         try:
             self._outbox.send(placement.decode.address.endpoint, submit)

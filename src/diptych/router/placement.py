@@ -1,17 +1,19 @@
-"""Where a request goes: asks the policies over the registry and the prefix index, and keeps the ledgers.
+"""Where a request goes: asks the routing policy over the registry and the prefix index, and keeps the ledgers.
 
 Step 2 of a request's life. Invariant: what `Placement.assign` adds to ledgers, `Placement.release` takes away, whatever
 happened in between.
 """
 
-from collections.abc import Collection, Mapping
+import random
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from diptych.core.ids import BlockHash, RequestId, WorkerId
-from diptych.core.messages import PeerAddress
+from diptych.core.ids import BlockHash, RequestId
+from diptych.core.messages import CopyOrder, PeerAddress
 from diptych.core.slo import Slo
-from diptych.policy.pairing import Pair, choose_pair
-from diptych.policy.routing import choose_decode_worker, choose_prefill_path
+from diptych.policy.pairing import Pair
+from diptych.policy.routing.by_name import POLICIES
+from diptych.policy.routing.question import Question, Route, Rules
 from diptych.router.prefix_index import PrefixIndex
 from diptych.router.registry import WorkerLife, WorkerRegistry
 from diptych.router.settings import RouterSettings
@@ -26,11 +28,13 @@ class Placement:
     """None: the decode worker reads the prompt itself."""
     num_prompt_tokens: int
     num_uncached_tokens: int
-    """Of the prompt, as far as the router knows; at least 1."""
+    """Of the prompt, as far as the router knows; at least 1. What is to be copied is not counted."""
     num_new_blocks: int
     """Blocks that the prompt takes besides those in the decode worker's prefix cache."""
-    forecast: Pair | None = None
-    """What was predicted; None where nothing was."""
+    forecast: Pair
+    """What was predicted."""
+    copy: CopyOrder | None = None
+    """What the decode worker is to copy from another's cache first."""
 
     def assign(self, request_id: RequestId, num_choices: int = 1) -> None:
         """Count the request as load of its workers."""
@@ -64,7 +68,7 @@ class Placement:
 
 
 class Placer:
-    """Turns a prompt into a placement. Keeps nothing of its own."""
+    """Turns a prompt into a placement. Keeps what its policy remembers: how many decisions there were, and chance."""
 
     def __init__(
         self, registry: WorkerRegistry, prefixes: PrefixIndex, block_size: int, settings: RouterSettings
@@ -72,7 +76,16 @@ class Placer:
         self._registry = registry
         self._prefixes = prefixes
         self._block_size = block_size
-        self._settings = settings
+        self._policy = POLICIES[settings.routing]
+        self._rules = Rules(
+            slo=Slo(settings.slo_ttft_s, settings.slo_tpot_s),
+            block_size=block_size,
+            local_prefill_max_tokens=settings.local_prefill_max_tokens,
+            balancing_threshold=settings.balancing_threshold,
+            temperature=settings.routing_temperature,
+        )
+        self._turn = 0
+        self._chance = random.Random(settings.routing_seed)  # noqa: S311  no secret
 
     @property
     def is_anyone_coming(self) -> bool:
@@ -92,83 +105,27 @@ class Placer:
         `num_answer_tokens`: how long an answer is expected. `num_most_tokens`: of prompt and answer, if it is longer.
         """
         matched_blocks = self._prefixes.match_blocks(hashes)
-        if self._settings.is_adaptive:
-            return self._place_by_prediction(
-                num_prompt_tokens, matched_blocks, excluded, num_answer_tokens, num_most_tokens
-            )
-        return self._place_by_load(num_prompt_tokens, matched_blocks, excluded)
-
-    def _place_by_prediction(
-        self,
-        num_prompt_tokens: int,
-        matched_blocks: Mapping[WorkerId, int],
-        excluded: Collection[PeerAddress],
-        num_answer_tokens: float,
-        num_most_tokens: int,
-    ) -> Placement | None:
-        settings = self._settings
-        pair = choose_pair(
-            num_prompt_tokens,
-            {worker_id: count * self._block_size for worker_id, count in matched_blocks.items()},
-            [
-                load
-                for load in self._registry.worker_loads(self._block_size)
-                if self._registry.life(load.worker_id).address not in excluded
-            ],
-            Slo(settings.slo_ttft_s, settings.slo_tpot_s),
-            num_answer_tokens,
-            num_most_tokens,
-            self._block_size,
-            settings.local_prefill_max_tokens,
-        )
-        if pair is None:
+        matched_tokens = {worker_id: count * self._block_size for worker_id, count in matched_blocks.items()}
+        question = Question(num_prompt_tokens, matched_tokens, num_answer_tokens, num_most_tokens)
+        loads = self._registry.worker_loads(self._block_size)
+        if excluded:
+            loads = [load for load in loads if self._registry.life(load.worker_id).address not in excluded]
+        route = self._policy(question, loads, self._rules, self._turn, self._chance)
+        if route is None:
             return None
-        return self._placement(
-            num_prompt_tokens,
-            matched_blocks.get(pair.owner, 0),
-            pair.owner,
-            None if pair.reader == pair.owner else pair.reader,
-            pair,
-        )
+        self._turn += 1
+        return self._placement(num_prompt_tokens, matched_blocks.get(route.pair.owner, 0), route)
 
-    def _place_by_load(
-        self, num_prompt_tokens: int, matched_blocks: Mapping[WorkerId, int], excluded: Collection[PeerAddress]
-    ) -> Placement | None:
-        loads = {
-            load.worker_id: load
-            for load in self._registry.decode_loads(self._block_size)
-            if self._registry.life(load.worker_id).address not in excluded
-        }
-        num_prompt_blocks = -(-num_prompt_tokens // self._block_size)
-        decode_id = choose_decode_worker(num_prompt_blocks, matched_blocks, loads.values())
-        if decode_id is None:
-            return None
-        num_matched = matched_blocks.get(decode_id, 0)
-        prefill_id = choose_prefill_path(
-            self._num_uncached_tokens(num_prompt_tokens, num_matched),
-            loads[decode_id],
-            self._registry.prefill_loads(),
-            self._settings.local_prefill_max_tokens,
-        )
-        return self._placement(num_prompt_tokens, num_matched, decode_id, prefill_id)
-
-    def _num_uncached_tokens(self, num_prompt_tokens: int, num_matched_blocks: int) -> int:
-        # The last prompt token is always computed: its logits are the first token.
-        return max(num_prompt_tokens - num_matched_blocks * self._block_size, 1)
-
-    def _placement(
-        self,
-        num_prompt_tokens: int,
-        num_matched_blocks: int,
-        decode_id: WorkerId,
-        prefill_id: WorkerId | None,
-        forecast: Pair | None = None,
-    ) -> Placement:
+    def _placement(self, num_prompt_tokens: int, num_matched_blocks: int, route: Route) -> Placement:
+        pair, copy = route.pair, route.copy
+        num_cached_blocks = num_matched_blocks if copy is None else copy.num_blocks
         return Placement(
-            decode=self._registry.life(decode_id),
-            prefill=None if prefill_id is None else self._registry.life(prefill_id),
+            decode=self._registry.life(pair.owner),
+            prefill=None if pair.reader == pair.owner else self._registry.life(pair.reader),
             num_prompt_tokens=num_prompt_tokens,
-            num_uncached_tokens=self._num_uncached_tokens(num_prompt_tokens, num_matched_blocks),
+            # The last prompt token is always computed: its logits are the first token.
+            num_uncached_tokens=max(num_prompt_tokens - num_cached_blocks * self._block_size, 1),
             num_new_blocks=-(-num_prompt_tokens // self._block_size) - num_matched_blocks,
-            forecast=forecast,
+            forecast=pair,
+            copy=None if copy is None else CopyOrder(copy.num_blocks, self._registry.life(copy.source).address),
         )

@@ -19,7 +19,6 @@ from diptych.core.messages import Heartbeat, PeerAddress, Role, WorkerState, Wor
 from diptych.core.service import WorkerInfo
 from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX512_CORE
 from diptych.policy.pairing import WorkerLoad
-from diptych.policy.routing import DecodeLoad, PrefillLoad
 from diptych.router.ledger import Ledger
 
 UNKNOWN_COSTS = SMOLLM2_135M_ONE_AVX512_CORE
@@ -151,37 +150,8 @@ class WorkerRegistry:
         """Whether every expected worker has been past starting at least once."""
         return not self._not_yet_up
 
-    def decode_loads(self, block_size: int) -> list[DecodeLoad]:
-        """Return a snapshot of all decode and mixed workers."""
-        return [
-            DecodeLoad(
-                worker_id=life.worker_id,
-                is_accepting=self.is_accepting(life),
-                is_mixed=life.role is Role.MIXED,
-                num_blocks=life.status.num_blocks,
-                num_used_blocks=life.ledger.blocks.total,
-                num_sequences=life.ledger.sequences.total,
-                queued_prefill_blocks=-(-life.ledger.prefill_tokens.total // block_size),
-            )
-            for life in self._lives.values()
-            if life.role is not Role.PREFILL
-        ]
-
-    def prefill_loads(self) -> list[PrefillLoad]:
-        """Return a snapshot of all prefill workers."""
-        return [
-            PrefillLoad(
-                worker_id=life.worker_id,
-                is_accepting=self.is_accepting(life),
-                queued_tokens=life.ledger.prefill_tokens.total,
-                tokens_per_s=life.status.prefill_tokens_per_s,
-            )
-            for life in self._lives.values()
-            if life.role is Role.PREFILL
-        ]
-
     def worker_loads(self, block_size: int) -> list[WorkerLoad]:
-        """Return a snapshot of all workers as such that may do either phase."""
+        """Return a snapshot of all workers."""
         return [self._worker_load(life, block_size) for life in self._lives.values()]
 
     def _worker_load(self, life: WorkerLife, block_size: int) -> WorkerLoad:
@@ -201,6 +171,7 @@ class WorkerRegistry:
             num_queued_prompts=len(ledger.prefill_tokens),
             num_queued_tokens=ledger.prefill_tokens.total,
             prefill_share=status.prefill_share,
+            copy_block_s=status.copy_block_s,
         )
 
     def worker_infos(self) -> dict[WorkerId, WorkerInfo]:

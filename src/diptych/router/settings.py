@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from diptych.core.control import RoutingName
+
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
@@ -11,13 +13,17 @@ class RouterSettings:
     """Requests that may be in the system, the waiting and the aborting ones too; more are refused with 429."""
     local_prefill_max_tokens: int = 32
     """A prompt of which no more than this is uncached is read by its decode worker."""
-    is_adaptive: bool = False
-    """Whether to place requests by predicted times: any worker may then do either phase."""
+    routing: RoutingName = "overlap-load"
+    """How workers are chosen."""
+    routing_temperature: float = 0.0
+    balancing_threshold: float = 2.0
+    routing_seed: int = 0
+    """Of the policies that draw."""
     slo_ttft_s: float = 1.0
     slo_tpot_s: float = 0.05
-    """What predictions are held against, where `is_adaptive`."""
+    """What predictions are held against."""
     refuses_by_slo: bool = False
-    """Whether to refuse what is predicted to miss it for the load of others, where `is_adaptive`."""
+    """Whether to refuse what is predicted to miss it for the load of others."""
     heartbeat_timeout_s: float = 10.0
     """A worker that is silent for longer gets no new work. Generous: a busy worker's heartbeats may be late."""
     max_refusals: int = 3

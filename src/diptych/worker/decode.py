@@ -15,11 +15,14 @@ from diptych.core.errors import EngineError, GrammarError
 from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.messages import (
     Abort,
+    Borrow,
     FailureKind,
     Filled,
     FrontendGone,
     GrantEnded,
+    Lent,
     PeerGone,
+    Returned,
     Submit,
     ToWorker,
 )
@@ -27,8 +30,10 @@ from diptych.core.request import SampledToken, TokenLogprobs
 from diptych.engine.base import Logits, StepEngine
 from diptych.wire.mailbox import Outbox
 from diptych.worker.batch import Batch
+from diptych.worker.copies import Copies
 from diptych.worker.handoff import Handoff
 from diptych.worker.load import Load
+from diptych.worker.loans import Loans
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.pace import Pace, Unread
 from diptych.worker.report import Report
@@ -68,7 +73,9 @@ class DecodeRole:
         self._aborted_in_step: list[Sequence] = []
         self._maker = SequenceMaker(order, engine, blocks, max_model_len)
         self.blocks = blocks
-        self.roster = Roster(order, blocks, outbox, clock, pace)
+        self.loans = Loans(order.address, blocks.cache, outbox, clock)
+        self.copies = Copies(order.address, blocks, memory, outbox, clock)
+        self.roster = Roster(order, blocks, self.copies, outbox, clock, pace)
         self.report = Report()
 
     def load(self) -> Load:
@@ -104,11 +111,24 @@ class DecodeRole:
                     self._read_here(handoff, reason)
             case PeerGone(worker_id=worker_id, incarnation=incarnation):
                 self.blocks.on_worker_gone(worker_id)
+                self.loans.on_gone(worker_id, incarnation)
+                self._go_on(self.copies.on_gone(worker_id, incarnation))
                 for handoff in self.roster.settle_all_of(worker_id, incarnation):
                     self._read_here(handoff, f"{worker_id} is gone")
             case FrontendGone(incarnation=incarnation):
                 for sequence in self.roster.of_frontends(incarnation):
                     self._abort(sequence)
+            case _:
+                self._on_lending(message)
+
+    def _on_lending(self, message: ToWorker) -> None:
+        match message:
+            case Borrow():
+                self.loans.on_borrow(message)
+            case Returned():
+                self.loans.on_returned(message)
+            case Lent():
+                self._go_on(self.copies.on_lent(message))
             case _:
                 pass
 
@@ -164,6 +184,19 @@ class DecodeRole:
         """Go on without the writer."""
         log.warning("%s reads the prompt of %s itself: %s", self._order.worker_id, handoff.sequence.request_id, reason)
         handoff.sequence.prefill = None
+
+    # Copies
+
+    def copy(self, most_bytes: int) -> bool:
+        """Copy so many bytes at most; tell whether a sequence has got all that is copied for it."""
+        self.loans.end_overdue()
+        copied = self.copies.advance(most_bytes)
+        self._go_on(copied)
+        return bool(copied)
+
+    def _go_on(self, copied: Several[Sequence]) -> None:
+        for sequence in copied:
+            self.roster.on_copied(sequence)
 
     # A step
 

@@ -17,12 +17,14 @@ from diptych.core.control import WorkerOrder
 from diptych.core.errors import BlockTableError, PeerUnreachableError
 from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import (
+    Borrow,
     Failed,
     FailureKind,
     Filled,
     Grant,
     GrantEnded,
     GrantRemains,
+    Lent,
     Message,
     PeerAddress,
     PeerGone,
@@ -41,6 +43,7 @@ from diptych.wire.dropped import DroppedMessages
 from diptych.wire.mailbox import Outbox
 from diptych.worker.decode import DecodeRole
 from diptych.worker.handoff import Handoff
+from diptych.worker.lending_faults import find_lending_fault
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.prefill import PrefillRole
 
@@ -101,7 +104,7 @@ class Inspector:
                 case _:
                     fault = self._find_fault(message)
                     if fault is None:
-                        yield self._without_absent_reader(message)
+                        yield self._without_absent(message)
                     else:
                         self._dropped.add(f"{type(message).__name__}: {fault}")
                         self._answer(message, fault)
@@ -115,6 +118,8 @@ class Inspector:
                 self._refuse(request.request_id, attempt, kind, fault)
             case Grant() | Revoke():
                 self._give_back(message, fault)
+            case Borrow():
+                self._lend_nothing(message)
             case _:
                 pass
 
@@ -144,6 +149,16 @@ class Inspector:
         ended = GrantEnded(request_id=message.request_id, epoch=message.epoch, reason=reason)
         self._send(message.decode.endpoint, ended)
 
+    def _lend_nothing(self, message: Borrow) -> None:
+        """Tell who wants to copy that there is nothing; not if it has got something under that epoch."""
+        if not self._is_other_owner(message.borrower):
+            return
+        if self._decode is not None and self._decode.loans.has(message.epoch, message.borrower):
+            return
+        request_id, epoch = message.request_id, message.epoch
+        lent = Lent(request_id=request_id, epoch=epoch, lender=self._order.address, block_ids=[])
+        self._send(message.borrower.endpoint, lent)
+
     def _send(self, endpoint: str, message: Message) -> None:
         try:
             self._outbox.send(endpoint, message)
@@ -166,7 +181,7 @@ class Inspector:
             case PeerGone():
                 return self._find_gone_fault(message)
             case _:
-                return None
+                return find_lending_fault(message, self._decode, self._memory, self._is_other_owner)
 
     def _find_submit_fault(self, message: Submit) -> str | None:
         if self._decode is None:
@@ -191,12 +206,21 @@ class Inspector:
             return f"there is no worker {message.former.worker_id}"
         return None
 
-    def _without_absent_reader(self, message: ToWorker) -> ToWorker:
-        """Let this worker read a prompt itself whose reader is not there."""
-        if not isinstance(message, Submit) or message.prefill is None:
+    def _without_absent(self, message: ToWorker) -> ToWorker:
+        """Let this worker read, or compute, itself what those were to read, or to lend, who are not there."""
+        if not isinstance(message, Submit):
             return message
-        is_there = self._neighbours.try_find(message.prefill) is Role.PREFILL
-        return message if is_there else msgspec.structs.replace(message, prefill=None)
+        prefill, copy = message.prefill, message.copy
+        if prefill is not None and self._neighbours.try_find(prefill) is not Role.PREFILL:
+            message = msgspec.structs.replace(message, prefill=None)
+        if copy is not None and not self._is_other_owner(copy.source):
+            message = msgspec.structs.replace(message, copy=None)
+        return message
+
+    def _is_other_owner(self, address: PeerAddress) -> bool:
+        role = self._neighbours.try_find(address)
+        owns_blocks = role is not None and (role is not Role.PREFILL or self._order.is_adaptive)
+        return owns_blocks and address.worker_id != self._order.worker_id
 
     def _find_prompt_fault(self, token_ids: list[int], arrived_s: float) -> str | None:
         if arrived_s > self._clock.now_s() + CLOCK_SLACK_S:

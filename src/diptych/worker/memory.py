@@ -69,13 +69,21 @@ class WorkerMemory:
 
     def copy_block(self, source: BlockId, target: BlockId) -> None:
         """Copy a block's KV into another; nobody may be writing either."""
+        self.copy_part(source, target, 0, self.layout.block_bytes)
+
+    def copy_part(self, source: BlockId, target: BlockId, offset: int, num_bytes: int) -> None:
+        """Copy a part of a block's KV to the same place of another; `offset` counts through all its runs of bytes."""
         pairs = zip(
             self.layout.block_spans(source, self.num_blocks),
             self.layout.block_spans(target, self.num_blocks),
             strict=True,
         )
-        for (begin, num_bytes), (target_begin, _) in pairs:
-            self._blocks[target_begin : target_begin + num_bytes] = self._blocks[begin : begin + num_bytes]
+        for (source_begin, run_bytes), (target_begin, _) in pairs:
+            first, last = max(offset, 0), min(offset + num_bytes, run_bytes)
+            if first < last:
+                part = self._blocks[source_begin + first : source_begin + last]
+                self._blocks[target_begin + first : target_begin + last] = part
+            offset -= run_bytes
 
     def checksum_written(self, block_table: Sequence[BlockId], num_cached_tokens: int, num_tokens: int) -> int:
         """Return a CRC-32 over the blocks that hold tokens `num_cached_tokens` to `num_tokens` of a sequence."""

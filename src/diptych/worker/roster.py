@@ -1,6 +1,6 @@
 """Who waits, who has blocks: the sequences of a decode worker from their arrival to their end.
 
-    compiling -->  waiting  --admit-->  placed (granted to a prefill worker, prefilling or decoding here)  --leave-->
+    compiling -->  waiting  --admit-->  placed (copying; granted or prefilling; decoding)  --leave-->
                             <-preempt--
 
 First come, first served. When blocks run out, the last to arrive loses its own and waits again; it keeps its tokens.
@@ -20,6 +20,7 @@ from diptych.core.messages import Grant, Revoke
 from diptych.models.grammar_guide import GrammarGuide
 from diptych.policy.batching import choose_victim
 from diptych.wire.mailbox import Outbox
+from diptych.worker.copies import Copies
 from diptych.worker.handoff import Handoff, Handoffs
 from diptych.worker.load import Load
 from diptych.worker.pace import Pace
@@ -33,9 +34,18 @@ log = logging.getLogger(__name__)
 class Roster:
     """Sequences by state. Gives blocks out and takes them back; what they mean for a client is the role's affair."""
 
-    def __init__(self, order: WorkerOrder, blocks: SequenceBlocks, outbox: Outbox, clock: Clock, pace: Pace) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
+        self,
+        order: WorkerOrder,
+        blocks: SequenceBlocks,
+        copies: Copies,
+        outbox: Outbox,
+        clock: Clock,
+        pace: Pace,
+    ) -> None:
         self._order = order
         self._blocks = blocks
+        self._copies = copies
         self._outbox = outbox
         self._clock = clock
         self._pace = pace
@@ -128,8 +138,13 @@ class Roster:
             case SequenceState.GRANTED:
                 self._revoke(self._handoffs.abandon(sequence))
             case _:
-                self._blocks.release(sequence)
+                self._release(sequence)
         self.placed.remove(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.state is SequenceState.COPYING:
+            self._copies.drop(sequence)
+        self._blocks.release(sequence)
 
     # Places
 
@@ -168,9 +183,22 @@ class Roster:
         self.placed.sort(key=lambda placed: placed.arrival)
 
     def _start(self, sequence: Sequence) -> None:
-        if Lifecycle.RESERVED not in sequence.timeline:
-            sequence.note_first(Lifecycle.RESERVED, self._clock.now_s())
-            sequence.num_cached_tokens = sequence.num_computed_tokens
+        if Lifecycle.RESERVED in sequence.timeline:  # preempted
+            self._go_on(sequence)
+            return
+        sequence.note_first(Lifecycle.RESERVED, self._clock.now_s())
+        if self._copies.try_begin(sequence):
+            sequence.state = SequenceState.COPYING
+        else:
+            self.on_copied(sequence)
+
+    def on_copied(self, sequence: Sequence) -> None:
+        """Let a sequence go on whose prompt need not, or cannot, be copied any further."""
+        sequence.num_cached_tokens = sequence.num_computed_tokens
+        self._go_on(sequence)
+
+    def _go_on(self, sequence: Sequence) -> None:
+        """Have the rest of its prompt read, if there is any."""
         if sequence.num_remaining_prompt_tokens <= 0:  # preempted, and its whole prompt is still cached
             sequence.state = SequenceState.DECODING
         elif not self._try_grant(sequence):
@@ -188,7 +216,7 @@ class Roster:
         return [sequence for sequence in self.placed if sequence.state is SequenceState.DECODING]
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._blocks.release(sequence)
+        self._release(sequence)
         self.placed.remove(sequence)
         self._wait(sequence)
         sequence.num_preemptions += 1

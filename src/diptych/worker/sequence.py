@@ -5,7 +5,7 @@ from enum import Enum, auto
 
 from diptych.core.events import Lifecycle, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId
-from diptych.core.messages import FormerAttempt, PeerAddress
+from diptych.core.messages import CopyOrder, FormerAttempt, PeerAddress
 from diptych.core.request import Request, TokenLogprobs
 from diptych.worker.sampling.chooser import TokenChooser
 
@@ -19,6 +19,8 @@ class SequenceState(Enum):
     """In the queue, without blocks."""
     GRANTED = auto()
     """A prefill worker writes its prompt into its blocks."""
+    COPYING = auto()
+    """This worker copies a part of its prompt's KV from another worker's cache into its blocks."""
     PREFILLING = auto()
     """This worker writes its prompt, chunk by chunk."""
     DECODING = auto()
@@ -48,6 +50,8 @@ class Sequence:
     chooser: TokenChooser
     former: FormerAttempt | None = None
     """The attempt of a worker that died, if this sequence goes on from there."""
+    copy_order: CopyOrder | None = None
+    """What to copy of its prompt from another worker's cache."""
     frontend: int = 0
     """Which life of the frontend waits for it."""
     num_due_choices: int = 0

@@ -97,18 +97,23 @@ class SequenceBlocks:
         self._header.reserve(new, sequence.epoch)
 
     def _match(self, sequence: Sequence) -> list[BlockId]:
-        """Take its first blocks from the cache, as many as may be: at least one token must be computed for its logits.
+        """Take its first blocks from the cache, as many as may be."""
+        shared = self.cache.match(sequence.block_hashes, self.most_reusable(sequence, len(sequence.block_hashes)))
+        num_kept = self.most_reusable(sequence, len(shared))
+        self.cache.release(shared[num_kept:])
+        return shared[:num_kept]
+
+    def most_reusable(self, sequence: Sequence, num_blocks: int) -> int:
+        """Return how many of so many first blocks may come from a cache: one token must be computed for its logits.
 
         Of a prompt at least two tokens, since a single row rounds differently: a hit that would leave one gives a block
         back. Behind the prompt (an answer that goes on after a preemption) rows are single anyway.
         """
         if sequence.wants_prompt_logprobs:  # of every token, so every token must be computed
-            return []
-        size = self.block_size
-        shared = self.cache.match(sequence.block_hashes, (len(sequence.token_ids) - 1) // size)
-        if shared and 0 < sequence.num_prompt_tokens - len(shared) * size < MIN_CHUNK_TOKENS:
-            self.cache.release([shared.pop()])
-        return shared
+            return 0
+        most = min(num_blocks, (len(sequence.token_ids) - 1) // self.block_size)
+        leaves_one = 0 < sequence.num_prompt_tokens - most * self.block_size < MIN_CHUNK_TOKENS
+        return max(most - leaves_one, 0)
 
     def try_fork(self, parent: Sequence, child: Sequence) -> bool:
         """Give `child` the KV of `parent`'s prompt: full blocks are shared, what is in the last one is copied.

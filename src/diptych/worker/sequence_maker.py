@@ -56,6 +56,7 @@ class SequenceMaker:
             block_hashes=self._blocks.hash_prompt(request),
             chooser=chooser,
             former=submit.former,
+            copy_order=submit.copy,
             frontend=submit.frontend,
         )
 

@@ -36,6 +36,7 @@ from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.kv.orphans import Orphans
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.models.vocabulary import load_vocabulary
+from diptych.policy.copying import IDLE_SLICE_S, STEP_SHARE, slice_bytes
 from diptych.transfer.segment import Segment
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
@@ -116,6 +117,7 @@ class Worker:
                 self._grammars,
                 max_model_len=lease.max_model_len,
             )
+            self._decode.copies.measure(scratch)
         self._role: PrefillRole | DecodeRole | BothRoles
         if self._decode is None:
             self._role = prefill
@@ -133,6 +135,10 @@ class Worker:
             self._decode,
         )
         self._step_work = (StepWork(), StepWork())
+        self._copy_limit_s = 0.0
+        """How long the running step still bears that this worker copies beside it."""
+        self._must_turn = False
+        """Whether there is more to do at once, though nobody writes and no step ends."""
         self._is_stopping = False
         self._next_heartbeat_s = 0.0
 
@@ -152,7 +158,7 @@ class Worker:
 
     def _turn(self) -> None:
         due_s = min(self._next_heartbeat_s, self._lifeline.next_s())
-        timeout_s = min(max(due_s - self._clock.now_s(), 0.0), HEARTBEAT_INTERVAL_S)
+        timeout_s = 0.0 if self._must_turn else min(max(due_s - self._clock.now_s(), 0.0), HEARTBEAT_INTERVAL_S)
         for message in self._inspector.passed(self._inbox.receive(timeout_s, self._wake)):
             self._role.on_message(message)
             if isinstance(message, PeerGone):
@@ -169,6 +175,7 @@ class Worker:
         self._lifeline.on_turn(is_in_step=self._steps.is_running)
         if not self._steps.is_running:
             self._start_step()
+        self._copy()
         self._report()
         if self._clock.now_s() >= self._next_heartbeat_s:
             self._send_heartbeat(WorkerState.READY)
@@ -179,8 +186,20 @@ class Worker:
             return
         self._step_work = work_of(parts)
         self._lifeline.on_step_begin(self._speed.predict_slow_s(*self._step_work))
+        self._copy_limit_s = STEP_SHARE * self._speed.predict_s(StepWork.joined(*self._step_work))
         self._steps.start(parts)
         self._role.prepare_sampling()
+
+    def _copy(self) -> None:
+        """Copy a slice of what is borrowed: once a step, as much as it bears; a little a turn where none is running."""
+        if self._decode is None:
+            return
+        copies, is_idle = self._decode.copies, not self._steps.is_running
+        limit_s = IDLE_SLICE_S if is_idle else self._copy_limit_s
+        if copies.has_work:
+            self._copy_limit_s = 0.0
+        has_got_all = self._decode.copy(slice_bytes(limit_s, copies.byte_s))
+        self._must_turn = is_idle and (has_got_all or copies.has_work)
 
     def _report(self) -> None:
         if self._decode is None:
@@ -224,6 +243,7 @@ class Worker:
             num_answers=0 if self._decode is None else self._decode.roster.num_sequences,
             cost_scale=self._speed.cost_scale,
             prefill_share=self._speed.prefill_share,
+            copy_block_s=0.0 if self._decode is None else self._decode.copies.block_s,
             num_dropped_messages=self._inbox.num_dropped,
         )
         heartbeat = Heartbeat(role=order.role, address=order.address, status=status)

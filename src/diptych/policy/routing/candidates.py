@@ -1,0 +1,98 @@
+"""Who may own a request, and who may read its prompt: what most policies share.
+
+With many workers a policy that predicts would take long: it looks closely at a few only, which cheap figures pick out.
+"""
+
+from collections.abc import Collection, Sequence
+from heapq import nsmallest
+
+from diptych.core.ids import WorkerId
+from diptych.core.messages import Role
+from diptych.policy.pairing import CHUNK_TOKENS, Reader, WorkerLoad, predict_pair
+from diptych.policy.routing.question import Question, Route, Rules
+
+MOST_MATCHED = 8
+"""Owners that are looked at closely for their prefixes."""
+MOST_IDLE = 8
+"""... and for having little to do."""
+MOST_READERS = 4
+
+
+def able_owners(question: Question, loads: Sequence[WorkerLoad], rules: Rules) -> list[WorkerLoad]:
+    """Return who can own the request: prefill workers, which can where they have blocks, only if nobody else can."""
+    num_needed = -(-question.num_most_tokens // rules.block_size)
+    able = [load for load in loads if load.is_accepting and load.num_blocks >= num_needed]
+    return [load for load in able if load.role is not Role.PREFILL] or able
+
+
+def able_readers(loads: Sequence[WorkerLoad]) -> list[WorkerLoad]:
+    """Return who may read prompts for others."""
+    return [load for load in loads if load.role is Role.PREFILL and load.is_accepting]
+
+
+def reads_itself(owner: WorkerLoad, num_uncached: int, rules: Rules) -> bool:
+    """Tell whether an owner reads its prompt itself though there are others: so few tokens, or no decode worker.
+
+    See: NVIDIA Dynamo, conditional disaggregation. We have one threshold, on the uncached part, where it weighs that
+    part's share of the prompt too; here a hand-over moves no KV, so the cached part has no price.
+    """
+    return owner.role is not Role.DECODE or num_uncached <= rules.local_prefill_max_tokens
+
+
+def is_full(owner: WorkerLoad, question: Question, rules: Rules) -> bool:
+    """Tell whether a worker has no room for the prompt now: it would wait there."""
+    num_uncached = question.num_prompt_tokens - question.num_cached(owner.worker_id)
+    return owner.num_used_blocks + -(-num_uncached // rules.block_size) > owner.num_blocks
+
+
+def shortest_queues(readers: Sequence[WorkerLoad], question: Question, rules: Rules) -> list[Reader]:
+    """Return the readers that will be done first with what they have to read already."""
+    token_s: dict[int, float] = {}
+    """Of each cost model; most workers share one."""
+
+    def queue(load: WorkerLoad) -> tuple[float, WorkerId]:
+        key = id(load.costs)
+        if key not in token_s:
+            token_s[key] = load.costs.prefill_s(CHUNK_TOKENS, 0, CHUNK_TOKENS) / CHUNK_TOKENS
+        return load.num_queued_tokens * token_s[key] * load.cost_scale, load.worker_id
+
+    best = nsmallest(MOST_READERS, readers, key=queue) if len(readers) > MOST_READERS else readers
+    return [Reader.of(load, rules.slo, question.num_answer_tokens) for load in best]
+
+
+def soonest_reader(
+    owner: WorkerLoad, num_cached: int, readers: Sequence[Reader], question: Question, rules: Rules
+) -> Reader:
+    """Return who would be done first with the rest of a prompt: one of `readers`, or the owner where that is better.
+
+    See: DistServe (Zhong et al., OSDI 2024), runtime scheduling: the prefill instance with the shortest queue. We
+    measure the queue in predicted seconds, so that workers of unequal speed are used in proportion.
+    """
+    num_uncached = question.num_prompt_tokens - num_cached
+    if not readers or reads_itself(owner, num_uncached, rules):
+        return Reader.of(owner, rules.slo, question.num_answer_tokens)
+    return min(readers, key=lambda one: (one.ttft_s(num_uncached, num_cached), one.queue_s, one.load.worker_id))
+
+
+def shortlist(owners: Sequence[WorkerLoad], question: Question) -> Collection[WorkerLoad]:
+    """Return the owners with the longest prefixes and those with the least to do; all, where they are few."""
+    if len(owners) <= MOST_MATCHED + MOST_IDLE:
+        return owners
+    matched = question.matched_tokens
+    holders = [load for load in owners if load.worker_id in matched]
+    longest = nsmallest(MOST_MATCHED, holders, key=lambda load: (-matched[load.worker_id], *busy(load)))
+    idle = nsmallest(MOST_IDLE, owners, key=busy)
+    return {load.worker_id: load for load in (*longest, *idle)}.values()
+
+
+def busy(load: WorkerLoad) -> tuple[int, int, WorkerId]:
+    """Return how much an owner has to do, to be compared: what it reads itself, then what it writes."""
+    num_queued = 0 if load.role is Role.DECODE else load.num_queued_tokens
+    return num_queued, load.num_answers + load.num_unread, load.worker_id
+
+
+def route(owner: WorkerLoad, reader: WorkerLoad, question: Question, rules: Rules) -> Route:
+    """Return the answer of a policy that copies nothing, with a forecast."""
+    cached, answer = question.num_cached(owner.worker_id), question.num_answer_tokens
+    as_reader = Reader.of(reader, rules.slo, answer)
+    return Route(predict_pair(owner, as_reader, question.num_prompt_tokens, cached, rules.slo, answer))

@@ -1,0 +1,51 @@
+"""Routes with a copy of somebody else's prefix in front."""
+
+from collections.abc import Iterator, Sequence
+
+from diptych.core.ids import WorkerId
+from diptych.policy.copying import is_much_longer, predict_copy_s
+from diptych.policy.pairing import Pair, Reader, WorkerLoad, predict_pair
+from diptych.policy.routing.candidates import soonest_reader
+from diptych.policy.routing.question import Copy, Question, Route, Rules
+
+
+def best_holder(question: Question, loads: Sequence[WorkerLoad]) -> WorkerId | None:
+    """Return which accepting worker has the longest part of the prompt in its cache; None: nobody has any."""
+    matched = question.matched_tokens
+    holders = [load.worker_id for load in loads if load.worker_id in matched and load.is_accepting]
+    return min(holders, key=lambda worker_id: (-matched[worker_id], worker_id), default=None)
+
+
+def routes_with(
+    owner: WorkerLoad, queues: Sequence[Reader], holder: WorkerId | None, question: Question, rules: Rules
+) -> Iterator[Route]:
+    """Yield the routes to an owner: by what it has cached, and after a copy from `holder` if that has much more."""
+    cached = question.num_cached(owner.worker_id)
+    yield Route(_predict(owner, queues, cached, question, rules))
+    if holder is None or holder == owner.worker_id:
+        return
+    copy = plan_copy(owner, holder, question, rules)
+    if copy is not None:
+        pair = _predict(owner, queues, question.num_cached(holder), question, rules)
+        yield Route(delayed(pair, copy.copy_s), copy)
+
+
+def plan_copy(owner: WorkerLoad, holder: WorkerId, question: Question, rules: Rules) -> Copy | None:
+    """Return the copy of what `holder` has and `owner` has not; None if that is too little."""
+    there = question.matched_tokens.get(holder, 0) // rules.block_size
+    here = question.matched_tokens.get(owner.worker_id, 0) // rules.block_size
+    if not is_much_longer(there, here, rules.balancing_threshold):
+        return None
+    is_writing = owner.num_answers > 0
+    return Copy(holder, there, predict_copy_s(there - here, owner.copy_block_s, is_writing=is_writing))
+
+
+def delayed(pair: Pair, delay_s: float) -> Pair:
+    """Return a prediction for a pair that begins later."""
+    return pair._replace(ttft_s=pair.ttft_s + delay_s, least_ttft_s=pair.least_ttft_s + delay_s)
+
+
+def _predict(owner: WorkerLoad, queues: Sequence[Reader], num_cached: int, question: Question, rules: Rules) -> Pair:
+    reader = soonest_reader(owner, num_cached, queues, question, rules)
+    answer = question.num_answer_tokens
+    return predict_pair(owner, reader, question.num_prompt_tokens, num_cached, rules.slo, answer)
