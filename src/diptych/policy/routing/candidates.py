@@ -47,6 +47,11 @@ def is_full(owner: WorkerLoad, question: Question, rules: Rules) -> bool:
 
 def shortest_queues(readers: Sequence[WorkerLoad], question: Question, rules: Rules) -> list[Reader]:
     """Return the readers that will be done first with what they have to read already."""
+    return [Reader.of(load, rules.slo, question.num_answer_tokens) for load in few_shortest(readers)]
+
+
+def few_shortest(readers: Sequence[WorkerLoad]) -> Sequence[WorkerLoad]:
+    """Return a few readers with the shortest queues in seconds, answers of their own not counted."""
     token_s: dict[int, float] = {}
     """Of each cost model; most workers share one."""
 
@@ -56,8 +61,7 @@ def shortest_queues(readers: Sequence[WorkerLoad], question: Question, rules: Ru
             token_s[key] = load.costs.prefill_s(CHUNK_TOKENS, 0, CHUNK_TOKENS) / CHUNK_TOKENS
         return load.num_queued_tokens * token_s[key] * load.cost_scale, load.worker_id
 
-    best = nsmallest(MOST_READERS, readers, key=queue) if len(readers) > MOST_READERS else readers
-    return [Reader.of(load, rules.slo, question.num_answer_tokens) for load in best]
+    return nsmallest(MOST_READERS, readers, key=queue) if len(readers) > MOST_READERS else readers
 
 
 def soonest_reader(
@@ -78,11 +82,15 @@ def shortlist(owners: Sequence[WorkerLoad], question: Question) -> Collection[Wo
     """Return the owners with the longest prefixes and those with the least to do; all, where they are few."""
     if len(owners) <= MOST_MATCHED + MOST_IDLE:
         return owners
+    idle = nsmallest(MOST_IDLE, owners, key=busy)
+    return {load.worker_id: load for load in (*longest_prefixes(owners, question), *idle)}.values()
+
+
+def longest_prefixes(owners: Sequence[WorkerLoad], question: Question) -> list[WorkerLoad]:
+    """Return a few owners that have the most of the prompt in their caches."""
     matched = question.matched_tokens
     holders = [load for load in owners if load.worker_id in matched]
-    longest = nsmallest(MOST_MATCHED, holders, key=lambda load: (-matched[load.worker_id], *busy(load)))
-    idle = nsmallest(MOST_IDLE, owners, key=busy)
-    return {load.worker_id: load for load in (*longest, *idle)}.values()
+    return nsmallest(MOST_MATCHED, holders, key=lambda load: (-matched[load.worker_id], *busy(load)))
 
 
 def busy(load: WorkerLoad) -> tuple[int, int, WorkerId]:

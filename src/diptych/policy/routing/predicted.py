@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 
 from diptych.policy.pairing import Reader, WorkerLoad, choose_pair, predict_pair
+from diptych.policy.routing.candidates import able_owners, able_readers, busy, few_shortest, longest_prefixes
 from diptych.policy.routing.question import Chance, Question, Route, Rules
 from diptych.policy.routing.replication import best_holder, delayed, plan_copy
+
+MOST_LOOKED_AT = 24
+NUM_SPREAD = 8
 
 
 def predicted(question: Question, loads: Sequence[WorkerLoad], rules: Rules, turn: int, chance: Chance) -> Route | None:
@@ -15,7 +19,7 @@ def predicted(question: Question, loads: Sequence[WorkerLoad], rules: Rules, tur
     pair = choose_pair(
         question.num_prompt_tokens,
         question.matched_tokens,
-        loads,
+        _looked_at(question, loads, rules),
         rules.slo,
         question.num_answer_tokens,
         question.num_most_tokens,
@@ -38,3 +42,17 @@ def predicted(question: Question, loads: Sequence[WorkerLoad], rules: Rules, tur
         predict_pair(owner, reader, question.num_prompt_tokens, cached, rules.slo, answer), copy.copy_s
     )
     return Route(after_copy, copy) if after_copy.ttft_s < pair.ttft_s else Route(pair)
+
+
+def _looked_at(question: Question, loads: Sequence[WorkerLoad], rules: Rules) -> Sequence[WorkerLoad]:
+    """Return the workers of which pairs are made: all, or a few where there are many.
+
+    Those with long prefixes, some that have much to do and some that have little (answers are cheapest where there are
+    some already), and the shortest queues.
+    """
+    if len(loads) <= MOST_LOOKED_AT:
+        return loads
+    owners = sorted(able_owners(question, loads, rules), key=busy)
+    some = owners[:: -(-len(owners) // NUM_SPREAD)] if owners else []
+    chosen = (*longest_prefixes(owners, question), *some, *few_shortest(able_readers(loads)))
+    return list({load.worker_id: load for load in chosen}.values())
