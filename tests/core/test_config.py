@@ -27,6 +27,12 @@ def test_mixed_alone_means_no_other_workers() -> None:
     assert (config.num_prefill, config.num_decode) == (0, 1)
 
 
+def test_routing_follows_the_set_up_unless_it_is_named() -> None:
+    assert ServeConfig().routing_name == "predicted"
+    assert ServeConfig(adaptive=False).routing_name == "overlap-load"
+    assert ServeConfig(adaptive=False, routing="random").routing_name == "random"
+
+
 def test_flags_win_over_the_environment_which_wins_over_the_file(toml: Path) -> None:
     toml.write_text('port = 1\nprefill = 2\ndecode = 3\nkv_bytes = "2GB"\ncores = [0, 1]\n')
     environ = {"DIPTYCH_PORT": "2", "DIPTYCH_PREFILL": "5", "HOME": "/"}
@@ -61,6 +67,8 @@ def test_sizes(text: str, num_bytes: int) -> None:
         ({"decode": 0}, {}, r"somebody must write answers"),
         ({"decode": 0, "mixed": 1, "prefill": 1}, {}, r"prefill workers need at least one decode worker"),
         ({"prefill": -1}, {}, r"^--prefill: "),
+        ({"routing": "clever"}, {}, r"^--routing: .*'kv-centric'.*clever"),
+        ({"routing": "predicted", "adaptive": False}, {}, r"--no-adaptive rules out"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_its_place(

@@ -1,4 +1,4 @@
-"""Random lives of several workers: letters late and overtaken, aborts, deadlines and deaths at any moment.
+"""Random lives of several workers: letters late and overtaken, copies, aborts, deadlines and deaths at any moment.
 
 Whatever happens, each request ends once, no token of it is ever wrong, nobody gets blocks that another may still write,
 and at the end every block is free and the header tells the truth.
@@ -29,7 +29,7 @@ PROMPTS = st.builds(
     st.sampled_from([20, 33, 30, 0, 65, 64, 31, 96, 160]),
     st.lists(st.integers(0, 3), max_size=3),
 ).filter(bool)
-SHAPES = [(1, 1, 0), (2, 1, 0), (1, 2, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)]
+SHAPES = [(1, 2, 0), (1, 1, 0), (2, 1, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (0, 3, 0)]
 """Prefill, decode and mixed workers."""
 SETTINGS = st.fixed_dictionaries(
     {
@@ -92,7 +92,9 @@ class RoleLife(RuleBasedStateMachine):
             del sampling["extra"]
             is_local = not to.startswith("decode") or not readers or number % 5 == 0
             reader = None if is_local else readers[number % len(readers)]
-            heard = self.cluster.submit(**sampling, to=to, prefill=reader, seed=number)
+            lenders = [name for name in writers if name != to]
+            lender = lenders[pick % len(lenders)] if lenders and number % 4 else None
+            heard = self.cluster.submit(**sampling, to=to, prefill=reader, seed=number, copy_from=lender)
             self.homes[heard.request.request_id] = to
 
     @precondition(lambda self: self.cluster.heard)
@@ -130,12 +132,20 @@ class RoleLife(RuleBasedStateMachine):
         if busy:
             self.cluster.end(busy[pick % len(busy)])
 
+    @rule(pick=PICKS, most_bytes=st.sampled_from([100, 1, 256, 700, 10**6]))
+    def copy(self, pick: int, most_bytes: int) -> None:
+        """Copy a slice, the end of which is anywhere in a block."""
+        names = list(self.cluster.workers)
+        self.cluster.copy(names[pick % len(names)], most_bytes)
+
     @rule(picks=st.lists(PICKS, min_size=5, max_size=60))
     def go_on(self, picks: list[int]) -> None:
         """Many steps, so that answers get long."""
         for pick in picks:
             self.end(pick)
             self.begin(pick // 10)
+            if pick % 2:
+                self.copy(pick // 7, 300)
             if pick % 3:
                 self.deliver([pick])
 

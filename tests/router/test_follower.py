@@ -354,8 +354,8 @@ def test_a_stop_string_is_an_end_like_any_other(cluster: "Cluster") -> None:
 def test_choices_count_as_sequences(cluster: "Cluster") -> None:
     async def scenario() -> None:
         answer = await cluster.start(cluster.request(num_choices=3))
-        (load, _) = cluster.router._registry.decode_loads(4)
-        assert load.num_sequences == 3
+        (_, load, _) = cluster.router._registry.worker_loads(4)
+        assert (load.worker_id, load.num_answers + load.num_unread) == ("decode-0", 3)
         for choice in range(3):
             cluster.tokens("decode-0", ("r0", 0), choice=choice)
             cluster.finished("decode-0", "r0", 1, choice=choice)

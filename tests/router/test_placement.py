@@ -4,28 +4,36 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from diptych.core.ids import WorkerId
+from diptych.core.messages import CopyOrder
+from diptych.policy.pairing import WorkerLoad
 from diptych.router.placement import Placer
 from diptych.router.prefix_index import PrefixIndex
 from diptych.router.settings import RouterSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.router.conftest import Cluster
 
 
+def load_of(cluster: "Cluster", worker: str) -> WorkerLoad:
+    (load,) = (load for load in cluster.router._registry.worker_loads(4) if load.worker_id == worker)
+    return load
+
+
 def decode_counts(cluster: "Cluster", worker: str = "decode-0") -> tuple[int, int, int]:
-    """Return (blocks, sequences, queued prefill blocks) of a worker as routing sees it."""
-    (load,) = (load for load in cluster.router._registry.decode_loads(4) if load.worker_id == worker)
-    return load.num_used_blocks, load.num_sequences, load.queued_prefill_blocks
+    """Return (blocks, sequences, queued prefill tokens) of a worker as routing sees it."""
+    load = load_of(cluster, worker)
+    return load.num_used_blocks, load.num_answers + load.num_unread, load.num_queued_tokens
 
 
 def context_tokens(cluster: "Cluster", worker: str) -> int:
     """Return how many tokens a step of a worker reads, as choosing pairs sees it."""
-    (load,) = (load for load in cluster.router._registry.worker_loads(4) if load.worker_id == worker)
-    return load.num_context_tokens
+    return load_of(cluster, worker).num_context_tokens
 
 
 def prefill_queue_tokens(cluster: "Cluster") -> int:
-    return cluster.router._registry.prefill_loads()[0].queued_tokens
+    return load_of(cluster, "prefill-0").num_queued_tokens
 
 
 def test_counts_grow_with_the_answer_and_end_with_it(cluster: "Cluster") -> None:
@@ -50,7 +58,7 @@ def test_the_prompt_of_a_dead_prefill_worker_becomes_its_decode_workers_load(clu
     async def scenario() -> None:
         answer = await cluster.start(cluster.request(num_prompt_tokens=10))
         cluster.exited("prefill-0")
-        assert decode_counts(cluster) == (3, 1, 3)
+        assert decode_counts(cluster) == (3, 1, 10)
         cluster.tokens("decode-0", ("r0", 0))
         assert decode_counts(cluster) == (3, 1, 0)
         cluster.finished("decode-0", "r0", 1)
@@ -64,7 +72,7 @@ def test_cached_blocks_are_neither_computed_nor_counted_again(cluster: "Cluster"
         cluster.caches("decode-1", 2)
         answer = await cluster.start(cluster.request(num_prompt_tokens=10))
         assert cluster.submits() == [("decode-1", 0, None)]
-        assert decode_counts(cluster, "decode-1") == (1, 1, 1)
+        assert decode_counts(cluster, "decode-1") == (1, 1, 2)
         assert context_tokens(cluster, "decode-1") == 10, "steps read the cached ones too"
         cluster.finished("decode-1", "r0", 0)
         assert context_tokens(cluster, "decode-1") == 0
@@ -90,3 +98,45 @@ def test_excluded_workers_are_not_asked_and_a_full_hit_leaves_a_token(cluster: "
         await asyncio.wait([answer])
 
     cluster.run(scenario())
+
+
+def test_a_hot_prefix_is_to_be_copied_and_counts_as_read(make_cluster: "Callable[..., Cluster]") -> None:
+    cluster = make_cluster(routing="kv-centric", slo_tpot_s=0.001)
+    for worker in ("decode-0", "decode-1"):
+        cluster.heartbeat(worker, copy_block_s=1e-6)
+
+    async def scenario() -> None:
+        cluster.caches("decode-0", 10)
+        cluster.heartbeat("decode-0", num_answers=9, copy_block_s=1e-6)  # it has no time for one more
+        answer = await cluster.start(cluster.request(num_prompt_tokens=42))
+        assert cluster.submits() == [("decode-1", 0, None)]
+        holder = cluster.router._registry.life(WorkerId("decode-0")).address
+        assert cluster.last_submit().copy == CopyOrder(10, holder)
+        assert decode_counts(cluster, "decode-1") == (11, 1, 2), "11 blocks are taken, 10 of them are not computed"
+        cluster.exited("decode-0")
+        assert decode_counts(cluster, "decode-1") == (11, 1, 2)
+        cluster.finished("decode-1", "r0", 0)
+        assert decode_counts(cluster, "decode-1") == (0, 0, 0)
+        await answer
+
+    cluster.run(scenario())
+
+
+def test_turns_and_draws_go_on_from_request_to_request(make_cluster: "Callable[..., Cluster]") -> None:
+    def owners(routing: str) -> list[str]:
+        cluster = make_cluster(routing=routing)
+        for number in range(4):
+            cluster.heartbeat(f"mixed-{number}")
+
+        async def scenario() -> None:
+            answers = [await cluster.start(cluster.request(f"r{number}")) for number in range(8)]
+            for answer in answers:
+                answer.cancel()
+            await asyncio.wait(answers)
+
+        cluster.run(scenario())
+        return [owner for owner, _, _ in cluster.submits()]
+
+    assert owners("round-robin") == [f"mixed-{number % 4}" for number in range(8)]
+    assert len(set(owners("random"))) > 1
+    assert owners("random") == owners("random"), "from the same seed"

@@ -139,14 +139,13 @@ def test_snapshots_hold_what_was_sent_since_the_heartbeat(bench: Bench) -> None:
     ledger.blocks.assign(RequestId("a"), 5)
     ledger.prefill_tokens.assign(RequestId("a"), 9)
     bench.registry.life(PREFILL).ledger.prefill_tokens.assign(RequestId("b"), 700)
-    (decode,) = bench.registry.decode_loads(block_size=4)
-    (prefill,) = bench.registry.prefill_loads()
-    assert (decode.num_used_blocks, decode.num_sequences, decode.queued_prefill_blocks) == (25, 4, 3)
-    assert (decode.num_blocks, decode.is_mixed, decode.is_accepting) == (100, False, True)
-    assert (prefill.queued_tokens, prefill.tokens_per_s) == (1000, 500.0)
+    decode, prefill = bench.registry.worker_loads(block_size=4)
+    assert (decode.num_used_blocks, decode.num_answers, decode.num_queued_tokens) == (25, 4, 9)
+    assert (decode.num_blocks, decode.role, decode.is_accepting) == (100, Role.DECODE, True)
+    assert (prefill.num_queued_tokens, prefill.role) == (1000, Role.PREFILL)
     bench.beat(DECODE, num_running=3, num_free_blocks=45)  # now the worker has seen ours
-    (decode,) = bench.registry.decode_loads(block_size=4)
-    assert (decode.num_used_blocks, decode.num_sequences) == (25, 4)
+    decode, _ = bench.registry.worker_loads(block_size=4)
+    assert (decode.num_used_blocks, decode.num_answers) == (25, 4)
 
 
 def test_a_new_life_has_an_empty_ledger(bench: Bench) -> None:
@@ -154,12 +153,3 @@ def test_a_new_life_has_an_empty_ledger(bench: Bench) -> None:
     bench.registry.life(DECODE).ledger.sequences.assign(RequestId("a"), 1)
     bench.beat(DECODE, incarnation=2)
     assert bench.registry.worker_infos()[DECODE].num_assigned == 0
-
-
-def test_roles_sort_into_the_right_snapshots(bench: Bench) -> None:
-
-    mixed = WorkerId("mixed-0")
-    for worker_id in (DECODE, PREFILL, mixed):
-        bench.beat(worker_id)
-    assert {load.worker_id: load.is_mixed for load in bench.registry.decode_loads(4)} == {DECODE: False, mixed: True}
-    assert [load.worker_id for load in bench.registry.prefill_loads()] == [PREFILL]

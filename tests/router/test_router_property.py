@@ -184,8 +184,8 @@ class RandomLife:
         router = self.cluster.router
         assert router.status().num_requests == 0
         assert self.cluster.num_assigned() == {}
-        assert all(load.num_used_blocks == 0 for load in router._registry.decode_loads(4) if load.is_accepting)
-        assert all(load.queued_tokens == 0 for load in router._registry.prefill_loads() if load.is_accepting)
+        for load in router._registry.worker_loads(4):
+            assert not load.is_accepting or (load.num_used_blocks, load.num_queued_tokens) == (0, 0)
 
 
 @given(script=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1000)), min_size=10, max_size=80))

@@ -23,6 +23,7 @@ from diptych.core.ids import BlockId, RequestId, WorkerId
 from diptych.core.messages import (
     Abort,
     Aborted,
+    CopyOrder,
     Failed,
     FailureKind,
     Finished,
@@ -422,9 +423,10 @@ class RoleCluster:
         timeout_s: float = PATIENCE_S,
         num_choices: int = 1,
         cache_salt: str = "",
+        copy_from: str | None = None,
         **sampling: Any,
     ) -> Heard:
-        """Send a request on its way; greedy unless `sampling` says otherwise."""
+        """Send a request on its way; greedy unless `sampling` says otherwise. All of its prompt may be copied."""
         request = Request(
             request_id=RequestId(f"request-{len(self.heard)}"),
             prompt_token_ids=prompt,
@@ -436,7 +438,9 @@ class RoleCluster:
         )
         heard = self.heard[request.request_id] = Heard(request, [HeardChoice() for _ in range(num_choices)])
         address = None if prefill is None else self.address(prefill)
-        self.letters.send(ROUTER, to, Submit(request=request, attempt=0, prefill=address))
+        num_blocks = len(prompt) // self.block_size
+        copy = CopyOrder(num_blocks, self.address(copy_from)) if copy_from is not None and num_blocks else None
+        self.letters.send(ROUTER, to, Submit(request=request, attempt=0, prefill=address, copy=copy))
         return heard
 
     def abort(self, heard: Heard, to: str = "decode-0", choice: int | None = None) -> None:
@@ -533,6 +537,16 @@ class RoleCluster:
             if report is not None:
                 self._hear(report)
 
+    def copy(self, worker_id: str, most_bytes: int = 10**9) -> bool:
+        """Go on with what a worker copies; tell whether there was anything to copy, or to wait for no longer."""
+        worker = self.workers[worker_id]
+        if isinstance(worker.role, PrefillRole):
+            return False
+        had_work = worker.decode.copies.has_work
+        has_ended = worker.decode.copy(most_bytes)
+        self._after(worker_id)
+        return had_work or has_ended
+
     def step(self, worker_id: str) -> bool:
         """Begin and end a step; tell whether there was anything to compute."""
         if not self.begin(worker_id):
@@ -547,7 +561,7 @@ class RoleCluster:
             for worker_id, worker in self.workers.items():
                 if worker.parts is not None:
                     self.end(worker_id)
-            has_moved = [self.step(worker_id) for worker_id in list(self.workers)]
+            has_moved = [self.copy(worker_id) | self.step(worker_id) for worker_id in list(self.workers)]
             if not any(has_moved) and not self.letters.waiting():
                 return
         pytest.fail(f"still at work after {max_rounds} rounds")
@@ -640,6 +654,7 @@ class RoleCluster:
                 cache = worker.decode.blocks.cache
                 cache.check_invariants()
                 assert cache.num_available_blocks == cache.num_blocks, "a block is still held"
+                assert worker.decode.loans.num_blocks == 0
         self.check_records()
 
     def check_records(self) -> None:

@@ -10,11 +10,14 @@ from tests.worker.role_cluster import VOCAB_SIZE, Heard, RoleCluster, start_role
 from diptych.core.ids import BlockId, WorkerId
 from diptych.core.messages import (
     Abort,
+    Borrow,
+    CopyOrder,
     Failed,
     FailureKind,
     Filled,
     Grant,
     GrantEnded,
+    Lent,
     Message,
     PeerAddress,
     PeerGone,
@@ -314,4 +317,109 @@ def test_ends_of_what_is_not_there_change_nothing() -> None:
         give(cluster, worker, PeerGone(worker_id=WorkerId("stranger"), incarnation=1))
         give(cluster, worker, GrantEnded(request_id=request_id, epoch=99, reason="x" * 1000))
         give(cluster, worker, Abort(request_id=request_id, choice=99))
+    check_all_is_well(cluster, heard)
+
+
+def wish_to_borrow(cluster: RoleCluster) -> tuple[Heard, Borrow]:
+    """Return what decode-1 asks decode-0 for, which has the prompt in its cache."""
+    cluster.submit([*PROMPT, 1, 2])
+    cluster.run()
+    heard = cluster.submit([*PROMPT, 3, 4], to="decode-1", copy_from="decode-0")
+    cluster.deliver("router", "decode-1")
+    borrow = letter(cluster, "decode-1", "decode-0")
+    assert isinstance(borrow, Borrow)
+    return heard, borrow
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"borrower__endpoint": "tcp://example.com:80"},
+        {"borrower__incarnation": 99},
+        {"borrower__worker_id": "prefill-0", "borrower__endpoint": "prefill-0", "borrower__incarnation": 1},
+        {"borrower__worker_id": "decode-0", "borrower__endpoint": "decode-0", "borrower__incarnation": 2},
+        {"hashes": []},
+        {"hashes": [b"short"]},
+        {"epoch": -1},
+        {"deadline_s": math.nan},
+    ],
+    ids=str,
+)
+def test_nothing_is_lent_on_a_senseless_wish(changes: dict[str, Any]) -> None:
+    cluster = start_roles(num_decode=2)
+    heard, borrow = wish_to_borrow(cluster)
+    cluster.deliver_frame("decode-0", changed(borrow, **changes))
+    assert num_dropped(cluster, "decode-0") == 1
+    assert cluster.workers["decode-0"].decode.loans.num_blocks == 0
+    assert cluster.letters.waiting() == []
+    give(cluster, "decode-0", borrow)
+    check_all_is_well(cluster, heard)
+
+
+def test_a_wish_is_met_once() -> None:
+    cluster = start_roles(num_decode=2)
+    heard, borrow = wish_to_borrow(cluster)
+    for _ in range(2):
+        give(cluster, "decode-0", borrow)
+    assert cluster.workers["decode-0"].decode.loans.num_blocks == 3
+    assert len(cluster.letters.queues["decode-0", "decode-1"]) == 1
+    check_all_is_well(cluster, heard)
+
+
+def test_a_worker_without_a_cache_says_that_it_lends_nothing() -> None:
+    cluster = start_roles(num_decode=2)
+    heard, borrow = wish_to_borrow(cluster)
+    give(cluster, "prefill-0", borrow)
+    lent = letter(cluster, "prefill-0", "decode-1")
+    assert isinstance(lent, Lent)
+    assert lent.block_ids == []
+    give(cluster, "decode-0", borrow)
+    check_all_is_well(cluster, heard)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"block_ids": [0, 1, 2, 3]},
+        {"block_ids": [10**6]},
+        {"block_ids": [-1]},
+        {"block_ids": [40, 41]},
+        {"request_id": "another"},
+        {"lender__worker_id": "prefill-0", "lender__endpoint": "prefill-0", "lender__incarnation": 1},
+        {"lender__endpoint": "tcp://example.com:80"},
+    ],
+    ids=str,
+)
+def test_nothing_is_copied_on_a_senseless_loan(changes: dict[str, Any]) -> None:
+    cluster = start_roles(num_decode=2)
+    heard, borrow = wish_to_borrow(cluster)
+    give(cluster, "decode-0", borrow)
+    lent = letter(cluster, "decode-0", "decode-1")
+    cluster.deliver_frame("decode-1", changed(lent, **changes))
+    assert num_dropped(cluster, "decode-1") == 1
+    assert not cluster.copy("decode-1")
+    for _ in range(2):
+        give(cluster, "decode-1", lent)
+    assert num_dropped(cluster, "decode-1") == 2, "it is lent once"
+    check_all_is_well(cluster, heard)
+    assert heard.finished.num_cached_tokens == 96
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        PeerAddress(WorkerId("decode-1"), "decode-1", 3),
+        PeerAddress(WorkerId("decode-0"), "decode-0", 99),
+        PeerAddress(WorkerId("prefill-0"), "prefill-0", 1),
+        PeerAddress(WorkerId("decode-0"), "tcp://example.com:80", 2),
+    ],
+    ids=str,
+)
+def test_a_prefix_whose_holder_is_not_there_is_computed(source: PeerAddress) -> None:
+    cluster = start_roles(num_decode=2)
+    heard = cluster.submit(PROMPT, to="decode-1", prefill=None)
+    submit = letter(cluster, "router", "decode-1")
+    assert isinstance(submit, Submit)
+    give(cluster, "decode-1", msgspec.structs.replace(submit, copy=CopyOrder(3, source)))
+    assert cluster.letters.waiting() == []
     check_all_is_well(cluster, heard)

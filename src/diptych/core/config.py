@@ -116,7 +116,7 @@ class ServeConfig(BaseModel):
     slo_tpot_s: float = Field(
         default=0.05, gt=0, le=60, description="Seconds a token after the first that --adaptive plans for."
     )
-    routing: Literal["auto"] | RoutingName = Field(
+    routing: Literal["auto", RoutingName] = Field(
         default="auto",
         description="Which workers a request gets. predicted: the pair that keeps to the SLO at the least price; "
         "kv-centric: the soonest first token, long prefixes copied from others' caches (Mooncake); prefix-local: the "
