@@ -22,6 +22,7 @@ PROGRAMS = (
     "startup_and_memory",
     "interference",
     "frontend_speed",
+    "routing_speed",
     "structured_output",
 )
 TIMEOUT_S = 3_600.0

@@ -17,6 +17,7 @@ PROGRAMS = {
     "decode_overhead": "--batch-sizes 1 4 --max-tokens 64",
     "handoff_latency": "--num-requests 2 --num-background 2",
     "startup_and_memory": "--num-requests 2 --prompt-tokens 64",
+    "routing_speed": "--num-workers 40 --num-decisions 3",
     "frontend_speed": "--num-streams 4 --num-tokens 60 --profile-s 1",
     "structured_output": "--batch-sizes 2 --max-tokens 64",
     "interference": "--phase-s 1 --num-answers 2 --prompt-tokens 100",

@@ -15,10 +15,7 @@ TWO_OWNERS = {"routing": "kv-centric", "prefill": 0, "decode": 2, "slo_tpot_s": 
 
 
 def ask_both(server: LiveServer, first: list[int], second: list[int]) -> tuple[str, str, int]:
-    """Let one worker write a long answer to `first`, then ask for `second`; return who wrote which, and what was cached.
-
-    Fails unless the second answer is there while the first is being written.
-    """
+    """Ask for `second` while a long answer to `first` is being written; return both owners, and what was cached."""
     with server.stream(first, max_tokens=400) as running:
         running.read(3)
         answer = server.complete(second, max_tokens=8)
