@@ -127,10 +127,13 @@ class Cluster:
         role: Role | None = None,
         **counts: float,
     ) -> None:
-        """Speak for a worker; its role is its name's unless given."""
+        """Speak for a worker; its role is its name's unless given. A prefill worker has no blocks of its own."""
+        role = role or Role(worker.split("-", maxsplit=1)[0])
+        if role is Role.PREFILL:
+            counts = {"num_blocks": 0, "num_free_blocks": 0} | counts
         self.router.on_message(
             Heartbeat(
-                role=role or Role(worker.split("-", maxsplit=1)[0]),
+                role=role,
                 address=PeerAddress(WorkerId(worker), f"ipc://{worker}", incarnation),
                 status=worker_status(state, **counts),
             )

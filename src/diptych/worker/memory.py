@@ -35,7 +35,7 @@ class WorkerMemory:
         extents = {block_id // extent_blocks for block_id in block_ids}
         if not extents <= self._extents_of.get(owner, set()):  # leases change hardly ever: look again only now
             self._extents_of[owner] = {block_id // extent_blocks for block_id in self.header.owned_blocks(owner)}
-        return extents <= self._extents_of[owner]
+        return extents <= self._extents_of.get(owner, set())
 
     def check(self, parts: Sequence[StepPart]) -> None:
         """Check every block table against the header.
