@@ -47,11 +47,11 @@ def measure(options: RoutingOptions, progress: ProgressBar) -> Outcome:
                 _duration_s(policy, question, loads, turn, options.seed) for turn, question in enumerate(questions)
             ]
     findings = []
-    for name, durations_s in samples.items():
+    for policy_name, durations_s in samples.items():
         times_ms = [duration_s * 1e3 for duration_s in durations_s]
         findings.append(
             Finding(
-                what=f"{name}: a decision among {options.num_workers} workers, p99 {percentile(times_ms, 99.0):.2f} ms",
+                what=f"{policy_name}, {options.num_workers} workers (p99 {percentile(times_ms, 99.0):.2f} ms)",
                 measured=estimate_median(times_ms, options.seed),
                 unit="ms",
                 at_most=MOST_MEDIAN_MS,

@@ -153,3 +153,30 @@ def test_a_new_life_has_an_empty_ledger(bench: Bench) -> None:
     bench.registry.life(DECODE).ledger.sequences.assign(RequestId("a"), 1)
     bench.beat(DECODE, incarnation=2)
     assert bench.registry.worker_infos()[DECODE].num_assigned == 0
+
+
+def test_a_snapshot_is_never_older_than_what_is_known(bench: Bench) -> None:
+    bench.beat(DECODE)
+    life = bench.registry.life(DECODE)
+
+    def seen() -> tuple[int, int, bool]:
+        (load,) = bench.registry.worker_loads(block_size=4)
+        return load.num_used_blocks, load.num_answers, load.is_accepting
+
+    assert seen() == (20, 1, True)
+    life.ledger.blocks.assign(RequestId("a"), 5)
+    assert seen() == (25, 1, True)
+    life.ledger.blocks.grow(RequestId("a"), 1)
+    assert seen() == (26, 1, True)
+    life.ledger.sequences.assign(RequestId("a"), 2)
+    assert seen() == (26, 3, True)
+    life.ledger.release(RequestId("a"))
+    assert seen() == (20, 1, True)
+    life.is_draining = True
+    assert seen() == (20, 1, False)
+    life.is_draining = False
+    assert seen() == (20, 1, True)
+    bench.clock.sleep(11.0)
+    assert seen() == (20, 1, False), "it is silent"
+    bench.beat(DECODE, num_free_blocks=40, num_running=5)
+    assert seen() == (30, 6, True)

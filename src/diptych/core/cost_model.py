@@ -114,8 +114,11 @@ class CostModel:
     def answers_s(self, num_answers: float, mean_context_tokens: float) -> float:
         """Return the mean duration of steps that continue `num_answers` on average: in between, some have one more."""
         low = math.floor(num_answers)
-        seconds = [self.work_s(StepWork.of_answers(n, round(n * mean_context_tokens))) for n in (low, low + 1)]
-        return seconds[0] + (seconds[1] - seconds[0]) * (num_answers - low)
+        low_s = self.work_s(StepWork.of_answers(low, round(low * mean_context_tokens)))
+        if num_answers == low:
+            return low_s
+        high_s = self.work_s(StepWork.of_answers(low + 1, round((low + 1) * mean_context_tokens)))
+        return low_s + (high_s - low_s) * (num_answers - low)
 
     def largest_chunk(self, beside: StepWork, num_past: int, limit_s: float, most_tokens: int) -> int:
         """Return how many tokens of a prompt, `num_past` of which are known, a step takes within `limit_s` at most.

@@ -19,26 +19,32 @@ class Counter:
         self._amounts: dict[RequestId, int] = {}
         self._own = 0
         self._foreign = 0
+        self.num_changes = 0
+        """How often it was changed: whoever has seen that many has seen its total."""
 
     def assign(self, request_id: RequestId, amount: int) -> None:
         """Count `amount` for the request, instead of what was counted before."""
         self.release(request_id)
         self._amounts[request_id] = amount
         self._own += amount
+        self.num_changes += 1
 
     def grow(self, request_id: RequestId, amount: int) -> None:
         """Count `amount` more for a request that is counted here."""
         if request_id in self._amounts:
             self._amounts[request_id] += amount
             self._own += amount
+            self.num_changes += 1
 
     def release(self, request_id: RequestId) -> None:
         """Stop counting the request."""
         self._own -= self._amounts.pop(request_id, 0)
+        self.num_changes += 1
 
     def on_report(self, reported: int) -> None:
         """Take what the worker has beyond our own for the work of others, until its next report."""
         self._foreign = max(reported - self._own, 0)
+        self.num_changes += 1
 
     def __len__(self) -> int:
         return len(self._amounts)
@@ -88,6 +94,16 @@ class Ledger:
         self.context_tokens.release(request_id)
         self.unread.release(request_id)
         self.prefill_tokens.release(request_id)
+
+    @property
+    def num_changes(self) -> int:
+        """How often any of its counters was changed."""
+        return (
+            self.sequences.num_changes
+            + self.blocks.num_changes
+            + self.unread.num_changes
+            + self.prefill_tokens.num_changes
+        )
 
     @property
     def num_requests(self) -> int:

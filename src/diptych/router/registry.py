@@ -37,6 +37,8 @@ class WorkerLife:
     is_over: bool = False
     is_draining: bool = False
     """Whether an operator has asked to give it nothing new."""
+    snapshot: tuple[tuple[int, int, bool], WorkerLoad] | None = None
+    """What routing last saw of it, and of which state of it that was. Most workers change little between requests."""
 
     @property
     def worker_id(self) -> WorkerId:
@@ -87,6 +89,7 @@ class WorkerRegistry:
             self._outlooks.pop(worker_id, None)
         life.role = heartbeat.role
         life.status = heartbeat.status
+        life.snapshot = None
         life.last_heartbeat_s = self._clock.now_s()
         life.ledger.on_status(heartbeat.status)
         if heartbeat.status.state is not WorkerState.STARTING:
@@ -136,7 +139,10 @@ class WorkerRegistry:
 
     def is_accepting(self, life: WorkerLife) -> bool:
         """Return whether new work may be sent there."""
-        is_heard = self._clock.now_s() - life.last_heartbeat_s <= self._heartbeat_timeout_s
+        return self._is_accepting(life, self._clock.now_s())
+
+    def _is_accepting(self, life: WorkerLife, now_s: float) -> bool:
+        is_heard = now_s - life.last_heartbeat_s <= self._heartbeat_timeout_s
         is_ready = life.status.state is WorkerState.READY and not life.is_draining
         return not life.is_over and is_ready and is_heard
 
@@ -152,7 +158,14 @@ class WorkerRegistry:
 
     def worker_loads(self, block_size: int) -> list[WorkerLoad]:
         """Return a snapshot of all workers."""
-        return [self._worker_load(life, block_size) for life in self._lives.values()]
+        now_s = self._clock.now_s()
+        return [self._snapshot(life, block_size, now_s) for life in self._lives.values()]
+
+    def _snapshot(self, life: WorkerLife, block_size: int, now_s: float) -> WorkerLoad:
+        state = (block_size, life.ledger.num_changes, self._is_accepting(life, now_s))
+        if life.snapshot is None or life.snapshot[0] != state:
+            life.snapshot = state, self._worker_load(life, block_size)
+        return life.snapshot[1]
 
     def _worker_load(self, life: WorkerLife, block_size: int) -> WorkerLoad:
         ledger, status = life.ledger, life.status

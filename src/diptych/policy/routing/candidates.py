@@ -11,7 +11,7 @@ from diptych.core.messages import Role
 from diptych.policy.pairing import CHUNK_TOKENS, Reader, WorkerLoad, predict_pair
 from diptych.policy.routing.question import Question, Route, Rules
 
-MOST_MATCHED = 8
+MOST_MATCHED = 6
 """Owners that are looked at closely for their prefixes."""
 MOST_IDLE = 8
 """... and for having little to do."""
