@@ -101,6 +101,7 @@ class Ledger:
         return (
             self.sequences.num_changes
             + self.blocks.num_changes
+            + self.context_tokens.num_changes
             + self.unread.num_changes
             + self.prefill_tokens.num_changes
         )

@@ -36,7 +36,7 @@ from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.kv.orphans import Orphans
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.models.vocabulary import load_vocabulary
-from diptych.policy.copying import IDLE_SLICE_S, STEP_SHARE, slice_bytes
+from diptych.policy.copying import slice_bytes
 from diptych.transfer.segment import Segment
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
@@ -44,6 +44,7 @@ from diptych.wire.mailbox import Inbox, Outbox
 from diptych.wire.neighbours import Neighbours
 from diptych.wire.wake import Wake
 from diptych.worker.both_roles import BothRoles
+from diptych.worker.copy_pace import CopyPace
 from diptych.worker.decode import DecodeRole
 from diptych.worker.inspection import Inspector
 from diptych.worker.lifeline import Lifeline
@@ -135,8 +136,7 @@ class Worker:
             self._decode,
         )
         self._step_work = (StepWork(), StepWork())
-        self._copy_limit_s = 0.0
-        """How long the running step still bears that this worker copies beside it."""
+        self._copy_pace = CopyPace()
         self._must_turn = False
         """Whether there is more to do at once, though nobody writes and no step ends."""
         self._is_stopping = False
@@ -186,20 +186,18 @@ class Worker:
             return
         self._step_work = work_of(parts)
         self._lifeline.on_step_begin(self._speed.predict_slow_s(*self._step_work))
-        self._copy_limit_s = STEP_SHARE * self._speed.predict_s(StepWork.joined(*self._step_work))
+        self._copy_pace.on_step_begin(self._speed.predict_s(StepWork.joined(*self._step_work)))
         self._steps.start(parts)
         self._role.prepare_sampling()
 
     def _copy(self) -> None:
-        """Copy a slice of what is borrowed: once a step, as much as it bears; a little a turn where none is running."""
+        """Copy a slice of what is borrowed, if anything is."""
         if self._decode is None:
             return
-        copies, is_idle = self._decode.copies, not self._steps.is_running
-        limit_s = IDLE_SLICE_S if is_idle else self._copy_limit_s
-        if copies.has_work:
-            self._copy_limit_s = 0.0
+        copies, is_in_step = self._decode.copies, self._steps.is_running
+        limit_s = self._copy_pace.take_s(is_in_step=is_in_step) if copies.has_work else 0.0
         has_got_all = self._decode.copy(slice_bytes(limit_s, copies.byte_s))
-        self._must_turn = is_idle and (has_got_all or copies.has_work)
+        self._must_turn = not is_in_step and (has_got_all or copies.has_work)
 
     def _report(self) -> None:
         if self._decode is None:
