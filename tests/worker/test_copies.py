@@ -81,7 +81,9 @@ def test_only_what_is_missing_is_asked_for() -> None:
     cluster.run()
     heard = ask(cluster)
     lend(cluster)
-    assert cluster.workers["decode-0"].decode.loans.num_blocks == 7
+    assert cluster.workers["decode-0"].decode.loans.num_blocks == 10, "who uses a block uses all before it"
+    cluster.copy("decode-1", 7 * BLOCK_BYTES)
+    assert not cluster.copy("decode-1"), "seven are copied"
     finish(cluster)
     assert heard.finished.num_cached_tokens == 320
 

@@ -201,7 +201,7 @@ class Borrow(Message, frozen=True, kw_only=True):
     """Names the loan: that of the blocks to copy to. No other loan to this life of a worker has it."""
     borrower: PeerAddress
     hashes: Annotated[list[Annotated[BlockHash, HASH]], Meta(min_length=1)]
-    """Of consecutive blocks of a prompt."""
+    """Of a prompt's first blocks, also of those that need no copy: who uses a block uses all before it."""
     deadline_s: Seconds
     """On the node's clock: keep them no longer. A borrower that is late finds out itself what is still there."""
 
@@ -213,7 +213,7 @@ class Lent(Message, frozen=True, kw_only=True):
     epoch: Epoch
     lender: PeerAddress
     block_ids: list[Annotated[BlockId, Meta(ge=0, lt=2**31)]]
-    """As many of those asked for, from the first on, as there are. Empty: none."""
+    """As many of those asked for, from the prompt's first on, as there are. Empty: none."""
 
 
 class Returned(Message, frozen=True, kw_only=True):

@@ -100,8 +100,8 @@ class Copies:
         if order is None or order.source.incarnation <= self._gone.get(order.source.worker_id, -1):
             return False
         first, num_left = divmod(sequence.num_computed_tokens, size)
-        hashes = sequence.block_hashes[first : self._blocks.most_reusable(sequence, order.num_blocks)]
-        if num_left or not hashes:  # the beginning of a block is there already: adopted
+        hashes = sequence.block_hashes[: self._blocks.most_reusable(sequence, order.num_blocks)]
+        if num_left or len(hashes) <= first:  # the beginning of a block is there already: adopted
             return False
         now_s = self._clock.now_s()
         borrow = Borrow(
@@ -114,7 +114,7 @@ class Copies:
         if not self._tell(order.source, borrow):
             return False
         give_up_s = now_s + ANSWER_TIMEOUT_S
-        self._by_epoch[sequence.epoch] = Copy(sequence, order.source, sequence.epoch, first, hashes, give_up_s)
+        self._by_epoch[sequence.epoch] = Copy(sequence, order.source, sequence.epoch, first, hashes[first:], give_up_s)
         return True
 
     def on_lent(self, message: Lent) -> list[Sequence]:
@@ -123,7 +123,8 @@ class Copies:
         if copy is None:  # it waits no longer, and may have said so before this was lent
             self._give_back(message.lender, message.request_id, message.epoch)
             return []
-        pairs = zip(self._memory.header.committed(message.block_ids), copy.hashes, strict=False)
+        lent = message.block_ids[copy.first_index :]
+        pairs = zip(self._memory.header.committed(lent), copy.hashes, strict=False)
         copy.records = [record for record, _ in takewhile(lambda pair: _is_of(*pair), pairs) if record is not None]
         copy.give_up_s += COPY_TIMEOUT_S - ANSWER_TIMEOUT_S
         return [] if copy.records else [self._end(copy)]

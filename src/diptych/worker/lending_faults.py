@@ -33,8 +33,9 @@ def _find_lent_fault(message: Lent, copies: Copies, memory: WorkerMemory) -> str
         return None  # an answer that nobody waits for any more: the blocks go back
     if copy.source != message.lender or copy.sequence.request_id != message.request_id:
         return f"epoch {message.epoch} is that of another request to another worker"
-    if copy.records is not None or len(message.block_ids) > len(copy.hashes):
-        return f"{len(message.block_ids)} blocks are lent for {len(copy.hashes)} asked for, or twice"
+    num_asked = copy.first_index + len(copy.hashes)
+    if copy.records is not None or len(message.block_ids) > num_asked:
+        return f"{len(message.block_ids)} blocks are lent for {num_asked} asked for, or twice"
     if not memory.is_leased_to(message.lender.worker_id, message.block_ids):
         return f"blocks are lent that {message.lender.worker_id} does not own"
     return None

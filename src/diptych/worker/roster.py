@@ -164,7 +164,7 @@ class Roster:
                 break
             self.waiting.popleft()
             self._place(sequence)
-            self._start(sequence)
+            self._begin(sequence)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let a further choice of a request go on from its parent's prompt, which has been read.
@@ -182,23 +182,22 @@ class Roster:
         self.placed.append(sequence)
         self.placed.sort(key=lambda placed: placed.arrival)
 
-    def _start(self, sequence: Sequence) -> None:
-        if Lifecycle.RESERVED in sequence.timeline:  # preempted
-            self._go_on(sequence)
-            return
-        sequence.note_first(Lifecycle.RESERVED, self._clock.now_s())
-        if self._copies.try_begin(sequence):
-            sequence.state = SequenceState.COPYING
-        else:
-            self.on_copied(sequence)
+    def _begin(self, sequence: Sequence) -> None:
+        """Let a sequence that has got blocks wait for what can be copied into them, or go on at once."""
+        if Lifecycle.RESERVED not in sequence.timeline:
+            sequence.note_first(Lifecycle.RESERVED, self._clock.now_s())
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            if self._copies.try_begin(sequence):
+                sequence.state = SequenceState.COPYING
+                return
+        self._start(sequence)
 
     def on_copied(self, sequence: Sequence) -> None:
-        """Let a sequence go on whose prompt need not, or cannot, be copied any further."""
+        """Go on with a sequence of whose prompt no more is copied."""
         sequence.num_cached_tokens = sequence.num_computed_tokens
-        self._go_on(sequence)
+        self._start(sequence)
 
-    def _go_on(self, sequence: Sequence) -> None:
-        """Have the rest of its prompt read, if there is any."""
+    def _start(self, sequence: Sequence) -> None:
         if sequence.num_remaining_prompt_tokens <= 0:  # preempted, and its whole prompt is still cached
             sequence.state = SequenceState.DECODING
         elif not self._try_grant(sequence):

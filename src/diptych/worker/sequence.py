@@ -62,7 +62,7 @@ class Sequence:
     """Of its present reservation; stands in the header of every block it may write."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
-    """Found in the prefix cache at its first reservation."""
+    """Found in the prefix cache at its first reservation, or copied from another's then."""
     num_preemptions: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as computed here; empty unless asked for."""
