@@ -57,7 +57,7 @@ class CacheLife(RuleBasedStateMachine):
         hashes = HASHER.hash_blocks(prompt)
         end = min(len(hashes), num_done + num_filled)
         for i in range(num_done, end):
-            self.cache.insert(hashes[i], blocks[i])
+            self.cache.insert(hashes[i], blocks[i], blocks[i - 1] if i else None)
         self.running[at] = (prompt, blocks, max(end, num_done))
 
     @precondition(lambda self: self.running)
@@ -70,13 +70,43 @@ class CacheLife(RuleBasedStateMachine):
     def admit_again(self, pick: int) -> None:
         self.admit(self.running[pick % len(self.running)][0])
 
+    @rule(prompt=PROMPTS)
+    def admit_to_compute_all(self, prompt: list[int]) -> None:
+        """As for log-probabilities of a prompt: nothing is taken from the cache."""
+        blocks = self.cache.try_allocate(-(-len(prompt) // BLOCK_SIZE))
+        if blocks is not None:
+            for i, block_id in enumerate(blocks):
+                self.content[block_id] = tuple(prompt[: BLOCK_SIZE * (i + 1)])
+            self.running.append((prompt, blocks, 0))
+
+    @precondition(lambda self: self.running)
+    @rule(pick=PICKS)
+    def give_the_last_hit_back(self, pick: int) -> None:
+        """As where a hit would leave a single token: that block is computed anew."""
+        prompt = self.running[pick % len(self.running)][0]
+        shared = self.cache.match(HASHER.hash_blocks(prompt), max_blocks=len(prompt))
+        new = self.cache.try_allocate(1) if shared else None
+        if new is None:
+            self.cache.release(shared)
+            return
+        self.cache.release([shared.pop()])
+        self.content[new[0]] = tuple(prompt[: BLOCK_SIZE * (len(shared) + 1)])
+        self.running.append((prompt[: BLOCK_SIZE * (len(shared) + 1)], shared + new, len(shared)))
+
+    @precondition(lambda self: self.running)
+    @rule(pick=PICKS)
+    def fork(self, pick: int) -> None:
+        prompt, blocks, num_done = self.running[pick % len(self.running)]
+        self.cache.share(blocks[:num_done])
+        self.running.append((prompt[: BLOCK_SIZE * num_done], blocks[:num_done], num_done))
+
     @rule()
     def tell_the_router(self) -> None:
         stored, removed = self.cache.take_changes()
         assert len(stored) + len(removed) <= 2 * self.cache.num_blocks
         self.index |= set(stored)
         self.index -= set(removed)
-        assert self.index == set(self.cache._block_of)
+        assert self.index == set(self.cache.findable())
 
     @invariant()
     def blocks_add_up(self) -> None:
@@ -105,14 +135,14 @@ def test_no_block_is_evicted_before_those_that_follow_it(prompts: list[list[int]
         hashes = HASHER.hash_blocks(prompt)
         shared = cache.match(hashes, len(hashes))
         blocks = shared + (cache.try_allocate(len(hashes) - len(shared)) or [])
-        for block_hash, block_id in zip(hashes, blocks, strict=True):
-            cache.insert(block_hash, block_id)
+        for block_hash, block_id, parent_id in zip(hashes, blocks, [None, *blocks], strict=False):
+            cache.insert(block_hash, block_id, parent_id)
         cache.release(blocks)
     while cache.num_cached_blocks:
         assert cache.try_allocate(cache.num_free_blocks + 1) is not None
         for prompt in prompts:
             hashes = HASHER.hash_blocks(prompt)
-            num_findable = sum(block_hash in cache._block_of for block_hash in hashes)
+            num_findable = sum(block_hash in set(cache.findable()) for block_hash in hashes)
             assert cache.longest_match_blocks(hashes) == num_findable, "a block outlived the ones before it"
 
 
@@ -144,7 +174,11 @@ def test_commits_read_back_through_reservations_and_torn_writes(steps: list[Step
             expected |= dict.fromkeys(blocks)
             continue
         key = request_key(RequestId("r"), 0.0, number)
-        commits = {block_id: BlockCommit(block_id, None, key, number, number, epochs[block_id]) for block_id in blocks}
+        tag = bytes([number]) * 6
+        commits = {
+            block_id: BlockCommit(block_id, None, key, number, number, epochs[block_id], parent_tag=tag)
+            for block_id in blocks
+        }
         before = bytes(memory)
         header.commit(list(commits.values()))
         if action == "torn":

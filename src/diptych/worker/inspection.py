@@ -17,6 +17,7 @@ from diptych.core.control import WorkerOrder
 from diptych.core.errors import BlockTableError, PeerUnreachableError
 from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import (
+    CacheSnapshotWanted,
     Failed,
     FailureKind,
     Filled,
@@ -152,7 +153,7 @@ class Inspector:
 
     # What makes no sense
 
-    def _find_fault(self, message: ToWorker) -> str | None:
+    def _find_fault(self, message: ToWorker) -> str | None:  # noqa: PLR0911  a case a kind
         """Return what is wrong with a message; None: nothing."""
         match message:
             case Submit():
@@ -165,6 +166,8 @@ class Inspector:
                 return self._find_filled_fault(message)
             case PeerGone():
                 return self._find_gone_fault(message)
+            case CacheSnapshotWanted() if self._decode is None:
+                return "this worker has no prefix cache"
             case _:
                 return None
 
