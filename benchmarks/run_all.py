@@ -23,6 +23,7 @@ PROGRAMS = (
     "interference",
     "frontend_speed",
     "structured_output",
+    "prefix_index",
 )
 TIMEOUT_S = 3_600.0
 """Of one benchmark."""
