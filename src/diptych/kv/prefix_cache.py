@@ -184,7 +184,8 @@ class PrefixCache:
                 continue
             if self._block_of[block_hash] != block_id:
                 if num_references == 0:
-                    self._drop_double(block_hash, block_id)
+                    del self._hash_of[block_id]
+                    self._forget_double(block_hash, block_id)
             elif num_references == 1:
                 if block_hash in self._doubles:
                     double = self._doubles[block_hash][0]
@@ -200,13 +201,8 @@ class PrefixCache:
         self._pool.share(new)
         self._block_of[block_hash] = new
 
-    def _drop_double(self, block_hash: BlockHash, block_id: BlockId) -> None:
-        """Take its name from a double that is free now."""
-        del self._hash_of[block_id]
-        self._forget_double(block_hash, block_id)
-
     def _forget_double(self, block_hash: BlockHash, block_id: BlockId) -> None:
-        """Count a block as a double no longer."""
+        """Count a block as a double no longer: it is free, or is found."""
         doubles = self._doubles[block_hash]
         doubles.remove(block_id)
         if not doubles:
