@@ -1,7 +1,9 @@
 """Random lives of a prefix cache and of commit records, against models that are too simple to be wrong."""
 
+from functools import partial
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -13,8 +15,13 @@ from diptych.kv.prefix_cache import PrefixCache
 
 BLOCK_SIZE = 2
 HASHER = BlockHasher("model", "layout", block_size=BLOCK_SIZE)
-# Few different tokens, so that prompts often share a beginning.
-PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
+# Few beginnings, so that prompts often share one.
+PROMPTS = st.builds(
+    lambda story, num_tokens, rest: [story] * num_tokens + rest,
+    st.integers(0, 1),
+    st.sampled_from([8, 6, 9, 4, 12, 1]),
+    st.sampled_from([[], [2], [2, 2], [3, 3, 3]]),
+)
 PICKS = st.integers(0, 99)
 
 
@@ -48,6 +55,16 @@ class CacheLife(RuleBasedStateMachine):
         for i, block_id in enumerate(new, start=len(shared)):
             self.content[block_id] = tuple(prompt[: BLOCK_SIZE * (i + 1)])
         self.running.append((prompt, shared + new, len(shared)))
+
+    @rule(prompt=PROMPTS, stays=st.booleans())
+    def serve(self, prompt: list[int], stays: bool) -> None:
+        """Admit a prompt and compute all of it."""
+        num_before = len(self.running)
+        self.admit(prompt)
+        if len(self.running) > num_before:
+            self.compute(num_before, len(prompt))
+            if not stays:
+                self.finish(num_before)
 
     @precondition(lambda self: self.running)
     @rule(pick=PICKS, num_filled=st.integers(1, 6))
@@ -125,6 +142,30 @@ class CacheLife(RuleBasedStateMachine):
 
 TestCacheLife = CacheLife.TestCase
 TestCacheLife.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_long_lives_of_a_full_cache(seed: int) -> None:
+    """Hypothesis's lives are short; here blocks are always scarce, doubled and evicted."""
+    chance = Random(seed)
+    life = CacheLife()
+    life.start(10)
+    for _ in range(400):
+        prompt = [chance.randrange(2)] * chance.choice([4, 6, 8]) + [chance.randrange(3)] * chance.randrange(4)
+        pick = chance.randrange(100)
+        steps = [
+            partial(life.serve, prompt, stays=chance.random() < 0.5),
+            partial(life.admit, prompt),
+            partial(life.admit_to_compute_all, prompt),
+            life.tell_the_router,
+        ]
+        if life.running:
+            computing = [partial(life.compute, pick, chance.randrange(1, 4)), partial(life.admit_again, pick)]
+            steps += [*computing, partial(life.give_the_last_hit_back, pick), partial(life.fork, pick)]
+            steps += [partial(life.finish, pick)] * (4 + len(life.running))
+        chance.choice(steps)()
+        life.blocks_add_up()
+    life.teardown()
 
 
 @settings(deadline=None, max_examples=40)

@@ -4,6 +4,10 @@ Real caches, real logs, a real feed; only the way between them is made up. Howev
 again the index says of every worker and prompt what that worker's own cache says, and asks nobody any more.
 """
 
+from functools import partial
+from random import Random
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -209,3 +213,29 @@ class FeedLife(RuleBasedStateMachine):
 
 TestFeedLife = FeedLife.TestCase
 TestFeedLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_long_lives_on_a_bad_network(seed: int) -> None:
+    """Hypothesis's lives are short; here caches fill and empty, and many snapshots are on the way at a time."""
+    chance = Random(seed)
+    life = FeedLife()
+    life.start(6)
+    for number in range(1500):
+        worker_id, pick = chance.choice(WORKERS), chance.randrange(100)
+        prompt = [chance.randrange(2) for _ in range(chance.randrange(1, 7))]
+        steps = [partial(life.serve, worker_id, prompt)] * 3 + [partial(life.finish, worker_id, pick)] * 3
+        steps += [partial(life.report, worker_id), partial(life.heartbeat, worker_id)] * 2
+        steps += [partial(life.sweep, chance.choice([0.1, ASK_INTERVAL_S])), partial(life.tidy, 1)]
+        if life.on_way:
+            steps += [partial(life.deliver, chance.choice([0, 0, 0, pick]))] * 4
+            steps += [partial(life.lose, pick), partial(life.double, pick, chance.randrange(100))]
+        chance.choice(steps)()
+        life.every_view_is_parent_closed()
+        if number % 100 == 99:
+            life.restart(worker_id, keeps_cache=chance.random() < 0.5, is_told=chance.random() < 0.5)
+        if number % 150 == 149:
+            life.settle([prompt, [0], [1, 1]])
+        if number % 500 == 499:
+            life.restart_router()
+    life.teardown()
