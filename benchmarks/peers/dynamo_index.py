@@ -1,4 +1,4 @@
-"""Program: NVIDIA Dynamo's router index (`dynamo.llm.RadixTree`) as a `Side`, run by Dynamo's own interpreter.
+"""Program: NVIDIA Dynamo's router index (`RadixTree` of its runtime) as a `Side`, run by Dynamo's own interpreter.
 
 Its events carry a hash of each block's tokens and one of the sequence up to the block; a prompt is asked for by the
 former. Both are here the first eight bytes of Diptych's block hash, which names both. Events are JSON, as its Python
@@ -15,7 +15,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 
-from dynamo.llm import RadixTree
+from dynamo._core import RadixTree
 
 from harness.prefix_load import Run
 from harness.prefix_side import run
