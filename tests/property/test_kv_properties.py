@@ -1,5 +1,6 @@
 """Random lives of a prefix cache and of commit records, against models that are too simple to be wrong."""
 
+from collections.abc import Callable
 from functools import partial
 from random import Random
 
@@ -153,7 +154,7 @@ def test_long_lives_of_a_full_cache(seed: int) -> None:
     for _ in range(400):
         prompt = [chance.randrange(2)] * chance.choice([4, 6, 8]) + [chance.randrange(3)] * chance.randrange(4)
         pick = chance.randrange(100)
-        steps = [
+        steps: list[Callable[[], None]] = [
             partial(life.serve, prompt, stays=chance.random() < 0.5),
             partial(life.admit, prompt),
             partial(life.admit_to_compute_all, prompt),
