@@ -72,20 +72,24 @@ def measure(side: Side[Any, Any], load: PrefixLoad) -> dict[str, Any]:
         del events
     gc.collect()
     memory_bytes = _resident_bytes() - before_bytes
-    passes = _ask(side, load)
+    passes, cpu_passes = _ask(side, load)
     removed = list(range(NUM_REMOVED))
     return {
         "num_entries": num_entries,
         "memory_bytes": memory_bytes,
         "apply_s": apply_s,
         "match_s": passes,
+        "match_cpu_s": cpu_passes,
         "remove_s": [side.remove(worker) for worker in removed],
         **side.facts(),
     }
 
 
-def _ask(side: Side[Any, Any], load: PrefixLoad) -> list[list[float]]:
-    """Return how long each prompt took, pass by pass; ends the program if an answer is wrong."""
+def _ask(side: Side[Any, Any], load: PrefixLoad) -> tuple[list[list[float]], list[list[float]]]:
+    """Return how long each prompt took, and what time of a core of the asking thread, pass by pass.
+
+    Ends the program if an answer is wrong.
+    """
     made = list(load.prompts())
     prompts = [side.prompt(hashes) for _, hashes in made]
     expected = load.expected([path for path, _ in made[:NUM_CHECKED]])
@@ -96,15 +100,20 @@ def _ask(side: Side[Any, Any], load: PrefixLoad) -> list[list[float]]:
     gc.freeze()
     chance = random.Random(load.settings.seed)
     passes: list[list[float]] = []
+    cpu_passes: list[list[float]] = []
     for _ in range(NUM_PASSES):
         chance.shuffle(prompts)
         times_s: list[float] = []
+        cpu_times_s: list[float] = []
         for prompt in prompts:
-            begin_s = time.perf_counter()
+            begin_cpu_s, begin_s = time.thread_time(), time.perf_counter()
             side.match(prompt)
-            times_s.append(time.perf_counter() - begin_s)
+            end_s, end_cpu_s = time.perf_counter(), time.thread_time()
+            times_s.append(end_s - begin_s)
+            cpu_times_s.append(end_cpu_s - begin_cpu_s)
         passes.append(times_s)
-    return passes
+        cpu_passes.append(cpu_times_s)
+    return passes, cpu_passes
 
 
 def _resident_bytes() -> int:
