@@ -24,6 +24,7 @@ PROGRAMS = (
     "frontend_speed",
     "routing_speed",
     "structured_output",
+    "prefix_index",
 )
 TIMEOUT_S = 3_600.0
 """Of one benchmark."""

@@ -20,6 +20,7 @@ PROGRAMS = {
     "routing_speed": "--num-workers 40 --num-decisions 3",
     "frontend_speed": "--num-streams 4 --num-tokens 60 --profile-s 1",
     "structured_output": "--batch-sizes 2 --max-tokens 64",
+    "prefix_index": "--num-workers 20 --blocks-per-worker 320 --prompt-blocks 100 --num-prompts 20 --peer none",
     "interference": "--phase-s 1 --num-answers 2 --prompt-tokens 100",
 }
 

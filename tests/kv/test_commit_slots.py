@@ -31,7 +31,7 @@ def test_what_was_committed_can_be_read() -> None:
     commits = [
         BlockCommit(blocks[0], BlockHash(bytes(range(16))), KEY, 2**32 - 1, 2**16 - 1, 2**63, 2**16 - 1),
         BlockCommit(blocks[1], None, request_key(RequestId("r2"), 0.0, 4), 0, 1, 2**63, 0),
-        BlockCommit(blocks[2], BlockHash(b"\xff" * 15 + b"\0"), KEY, 1, 32, 2**63, 9),
+        BlockCommit(blocks[2], BlockHash(b"\xff" * 15 + b"\0"), KEY, 1, 32, 2**63, 9, b"\xff" * 5 + b"\0"),
     ]
     header.commit(commits)
     assert header.committed(blocks) == commits

@@ -72,7 +72,7 @@ def test_what_is_no_header_is_refused() -> None:
     with pytest.raises(EngineError, match="writable"):
         SegmentHeader.open(memoryview(bytes(memory)))
     memory[8] += 1
-    with pytest.raises(EngineError, match="format 2, this Diptych reads 1"):
+    with pytest.raises(EngineError, match="format 3, this Diptych reads 2"):
         SegmentHeader.open(memoryview(memory))
 
 

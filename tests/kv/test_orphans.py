@@ -1,8 +1,9 @@
 """What a dead worker has left is found by content or by whose it was, and by nothing else."""
 
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
-from diptych.kv.header import BlockCommit, SegmentHeader, header_bytes, request_key
+from diptych.kv.header import BlockCommit, SegmentHeader, header_bytes, parent_tag, request_key
 from diptych.kv.orphans import Orphans
+from diptych.kv.prefix_cache import HeldBlock
 
 KEY = request_key(RequestId("r"), 1.0, 0)
 OTHER_KEY = request_key(RequestId("r"), 2.0, 0)
@@ -12,8 +13,11 @@ def name(number: int) -> BlockHash:
     return BlockHash(bytes([number]) * 16)
 
 
-def record(block_id: int, index: int, num_tokens: int, block_hash: BlockHash | None = None) -> BlockCommit:
-    return BlockCommit(BlockId(block_id), block_hash, KEY, index, num_tokens, epoch=1)
+def record(
+    block_id: int, index: int, num_tokens: int, block_hash: BlockHash | None = None, parent: BlockHash | None = None
+) -> BlockCommit:
+    tag = None if parent is None else parent_tag(parent)
+    return BlockCommit(BlockId(block_id), block_hash, KEY, index, num_tokens, epoch=1, parent_tag=tag)
 
 
 def test_full_blocks_are_found_by_content_and_others_by_their_sequence() -> None:
@@ -35,9 +39,30 @@ def test_of_several_records_of_a_place_the_fullest_counts() -> None:
 
 def test_what_was_cached_comes_with_the_deepest_first() -> None:
     orphans = Orphans(
-        [record(3, 0, 32, name(1)), record(1, 2, 32, name(3)), record(2, 1, 32, name(2)), record(4, 3, 9)]
+        [
+            record(3, 0, 32, name(1)),
+            record(1, 2, 32, name(3), name(2)),
+            record(2, 1, 32, name(2), name(1)),
+            record(4, 3, 9),
+        ]
     )
-    assert orphans.cached() == [(name(3), 1), (name(2), 2), (name(1), 3)]
+    assert orphans.cached() == [
+        HeldBlock(name(3), BlockId(1), name(2)),
+        HeldBlock(name(2), BlockId(2), name(1)),
+        HeldBlock(name(1), BlockId(3), None),
+    ]
+
+
+def test_what_has_lost_a_block_before_it_is_not_cached() -> None:
+    orphans = Orphans(
+        [
+            record(0, 0, 32, name(1)),
+            record(1, 1, 32, name(2), name(9)),  # of another prompt, whose first block is gone
+            record(2, 2, 32, name(3), name(2)),
+            record(3, 2, 32, name(4), name(1)),  # not at the place behind that one
+        ]
+    )
+    assert orphans.cached() == [HeldBlock(name(1), BlockId(0), None)]
 
 
 def test_only_the_dead_workers_own_blocks_are_read() -> None:
@@ -49,6 +74,6 @@ def test_only_the_dead_workers_own_blocks_are_read() -> None:
     mine, others = record(0, 0, 32, name(1)), record(2, 0, 32, name(2))
     header.commit([mine, others])
     orphans = Orphans.of(header, WorkerId("decode-0"))
-    assert orphans.cached() == [(name(1), 0)]
+    assert orphans.cached() == [HeldBlock(name(1), BlockId(0), None)]
     header.reserve([BlockId(0)], 2)
     assert Orphans.of(header, WorkerId("decode-0")).cached() == []

@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from diptych.core.ids import BlockHash, BlockId
-from diptych.kv.prefix_cache import PrefixCache
+from diptych.kv.prefix_cache import HeldBlock, PrefixCache
 
 
 def names(*letters: str) -> list[BlockHash]:
@@ -23,8 +23,8 @@ def allocate(cache: PrefixCache, num_blocks: int) -> list[BlockId]:
 def compute(cache: PrefixCache, hashes: Sequence[BlockHash]) -> list[BlockId]:
     """Serve a request that writes these full blocks; it still holds them."""
     blocks = allocate(cache, len(hashes))
-    for block_hash, block_id in zip(hashes, blocks, strict=True):
-        cache.insert(block_hash, block_id)
+    for block_hash, block_id, parent_id in zip(hashes, blocks, [None, *blocks], strict=False):
+        cache.insert(block_hash, block_id, parent_id)
     return blocks
 
 
@@ -114,21 +114,76 @@ def test_the_sequence_used_last_is_evicted_last() -> None:
     assert cache.longest_match_blocks(names("a", "b")) == 2
 
 
-def test_the_first_block_with_a_hash_stays() -> None:
+def test_of_two_blocks_of_one_content_the_first_is_found_while_it_is_in_use() -> None:
     cache = cache_of(2)
     first = compute(cache, names("a"))
     second = compute(cache, names("a"))
+    cache.insert(names("a")[0], second[0], None)  # said twice
     cache.release(second)
-    assert counts(cache) == (1, 0, 1), "the second block was never cached"
+    assert counts(cache) == (1, 0, 1), "the second block was never found"
     cache.release(first)
     assert cache.match(names("a"), max_blocks=1) == first
     cache.check_invariants()
 
 
+def test_the_other_block_steps_in_when_the_first_is_let_go() -> None:
+    cache = cache_of(3)
+    first, second = compute(cache, names("a")), compute(cache, names("a"))
+    cache.take_changes()
+    cache.share(second)
+    cache.release(first)
+    assert counts(cache) == (2, 0, 2), "one copy is enough"
+    assert cache.take_changes() == ([], [])
+    assert cache.match(names("a"), max_blocks=1) == second
+    for _ in range(3):
+        cache.release(second)
+    assert counts(cache) == (2, 1, 3)
+
+
+def test_a_block_that_nobody_uses_gives_way_to_one_in_use() -> None:
+    cache = cache_of(3)
+    old = compute(cache, names("a", "b"))
+    cache.release(old)
+    kept = cache.match(names("a"), max_blocks=1)
+    again = allocate(cache, 1)
+    cache.insert(names("b")[0], again[0], kept[0])
+    assert counts(cache) == (1, 0, 1)
+    assert cache.match(names("a", "b"), max_blocks=2) == kept + again
+
+
+def test_what_follows_a_block_never_outlives_it() -> None:
+    """Two requests compute one prompt at the same time; the one whose blocks are found leaves first."""
+    cache = cache_of(6)
+    first = compute(cache, names("a", "b"))
+    second = compute(cache, names("a", "b", "c"))
+    cache.release(first)
+    allocate(cache, cache.num_available_blocks)
+    cache.check_invariants()
+    assert cache.longest_match_blocks(names("a", "b", "c")) == 3
+    cache.release(second)
+    for num_left in (2, 1, 0):
+        allocate(cache, 1)
+        cache.check_invariants()
+        assert cache.longest_match_blocks(names("a", "b", "c")) == num_left
+
+
+def test_what_was_held_is_findable_and_evicted_from_the_tail() -> None:
+    a, b, c = names("a", "b", "c")
+    held = [HeldBlock(c, BlockId(1), a), HeldBlock(b, BlockId(2), a), HeldBlock(a, BlockId(0), None)]
+    cache = PrefixCache([BlockId(number) for number in range(3)], held)
+    assert counts(cache) == (0, 3, 3)
+    assert cache.findable() == [a, b, c], "each behind its parent"
+    assert cache.take_changes() == ([], []), "who asks is told by a snapshot"
+    allocate(cache, 1)
+    assert cache.longest_match_blocks([a, b]) == 2
+    assert cache.longest_match_blocks([a, c]) == 1
+    assert cache.take_changes() == ([], [c])
+
+
 def test_inserting_twice_is_as_good_as_once() -> None:
     cache = cache_of(1)
     blocks = compute(cache, names("a"))
-    cache.insert(names("a")[0], blocks[0])
+    cache.insert(names("a")[0], blocks[0], None)
     cache.release(blocks)
     assert counts(cache) == (0, 1, 1)
 
@@ -137,14 +192,18 @@ def test_misuse_is_our_bug_and_says_so() -> None:
     cache = cache_of(2)
     blocks = compute(cache, names("a"))
     with pytest.raises(AssertionError, match="another hash"):
-        cache.insert(names("b")[0], blocks[0])
+        cache.insert(names("b")[0], blocks[0], None)
+    unnamed = allocate(cache, 1)
+    with pytest.raises(AssertionError, match="no name"):
+        cache.insert(names("b")[0], blocks[0], unnamed[0])
+    cache.release(unnamed)
     cache.release(blocks)
     with pytest.raises(AssertionError, match="released more often"):
         cache.release(blocks)
     with pytest.raises(AssertionError, match="no reference"):
-        cache.insert(names("a")[0], blocks[0])
+        cache.insert(names("a")[0], blocks[0], None)
     with pytest.raises(AssertionError, match="no reference"):
-        cache.insert(names("b")[0], BlockId(101))
+        cache.insert(names("b")[0], BlockId(101), None)
     with pytest.raises(AssertionError, match="does not belong"):
         cache.release([BlockId(7)])
     assert counts(cache) == (1, 1, 2)
@@ -185,8 +244,23 @@ def test_what_went_and_came_back_between_two_calls_is_not_told() -> None:
         lambda cache: cache._pool.release(BlockId(100)),
         lambda cache: cache._stored.update({names("z")[0]: None}),
         lambda cache: cache._removed.update({names("a")[0]: None}),
+        lambda cache: cache._evict(BlockId(100)),
+        lambda cache: cache._evictable._order.move_to_end(BlockId(101)),
+        lambda cache: cache._doubles.update({names("a")[0]: [BlockId(102)]}),
+        lambda cache: cache._parent_of.pop(names("b")[0]),
     ],
-    ids=["maps", "not-evictable", "evictable-free", "findable-free", "stored", "removed"],
+    ids=[
+        "maps",
+        "not-evictable",
+        "evictable-free",
+        "findable-free",
+        "stored",
+        "removed",
+        "parent-gone",
+        "parent-first",
+        "doubles",
+        "parents",
+    ],
 )
 def test_check_invariants_sees(damage: Callable[[PrefixCache], object]) -> None:
     cache = cache_of(3)

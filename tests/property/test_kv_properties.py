@@ -1,7 +1,10 @@
 """Random lives of a prefix cache and of commit records, against models that are too simple to be wrong."""
 
+from collections.abc import Callable
+from functools import partial
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -13,8 +16,13 @@ from diptych.kv.prefix_cache import PrefixCache
 
 BLOCK_SIZE = 2
 HASHER = BlockHasher("model", "layout", block_size=BLOCK_SIZE)
-# Few different tokens, so that prompts often share a beginning.
-PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
+# Few beginnings, so that prompts often share one.
+PROMPTS = st.builds(
+    lambda story, num_tokens, rest: [story] * num_tokens + rest,
+    st.integers(0, 1),
+    st.sampled_from([8, 6, 9, 4, 12, 1]),
+    st.sampled_from([[], [2], [2, 2], [3, 3, 3]]),
+)
 PICKS = st.integers(0, 99)
 
 
@@ -49,6 +57,16 @@ class CacheLife(RuleBasedStateMachine):
             self.content[block_id] = tuple(prompt[: BLOCK_SIZE * (i + 1)])
         self.running.append((prompt, shared + new, len(shared)))
 
+    @rule(prompt=PROMPTS, stays=st.booleans())
+    def serve(self, prompt: list[int], stays: bool) -> None:
+        """Admit a prompt and compute all of it."""
+        num_before = len(self.running)
+        self.admit(prompt)
+        if len(self.running) > num_before:
+            self.compute(num_before, len(prompt))
+            if not stays:
+                self.finish(num_before)
+
     @precondition(lambda self: self.running)
     @rule(pick=PICKS, num_filled=st.integers(1, 6))
     def compute(self, pick: int, num_filled: int) -> None:
@@ -57,7 +75,7 @@ class CacheLife(RuleBasedStateMachine):
         hashes = HASHER.hash_blocks(prompt)
         end = min(len(hashes), num_done + num_filled)
         for i in range(num_done, end):
-            self.cache.insert(hashes[i], blocks[i])
+            self.cache.insert(hashes[i], blocks[i], blocks[i - 1] if i else None)
         self.running[at] = (prompt, blocks, max(end, num_done))
 
     @precondition(lambda self: self.running)
@@ -70,13 +88,43 @@ class CacheLife(RuleBasedStateMachine):
     def admit_again(self, pick: int) -> None:
         self.admit(self.running[pick % len(self.running)][0])
 
+    @rule(prompt=PROMPTS)
+    def admit_to_compute_all(self, prompt: list[int]) -> None:
+        """As for log-probabilities of a prompt: nothing is taken from the cache."""
+        blocks = self.cache.try_allocate(-(-len(prompt) // BLOCK_SIZE))
+        if blocks is not None:
+            for i, block_id in enumerate(blocks):
+                self.content[block_id] = tuple(prompt[: BLOCK_SIZE * (i + 1)])
+            self.running.append((prompt, blocks, 0))
+
+    @precondition(lambda self: self.running)
+    @rule(pick=PICKS)
+    def give_the_last_hit_back(self, pick: int) -> None:
+        """As where a hit would leave a single token: that block is computed anew."""
+        prompt = self.running[pick % len(self.running)][0]
+        shared = self.cache.match(HASHER.hash_blocks(prompt), max_blocks=len(prompt))
+        new = self.cache.try_allocate(1) if shared else None
+        if new is None:
+            self.cache.release(shared)
+            return
+        self.cache.release([shared.pop()])
+        self.content[new[0]] = tuple(prompt[: BLOCK_SIZE * (len(shared) + 1)])
+        self.running.append((prompt[: BLOCK_SIZE * (len(shared) + 1)], shared + new, len(shared)))
+
+    @precondition(lambda self: self.running)
+    @rule(pick=PICKS)
+    def fork(self, pick: int) -> None:
+        prompt, blocks, num_done = self.running[pick % len(self.running)]
+        self.cache.share(blocks[:num_done])
+        self.running.append((prompt[: BLOCK_SIZE * num_done], blocks[:num_done], num_done))
+
     @rule()
     def tell_the_router(self) -> None:
         stored, removed = self.cache.take_changes()
         assert len(stored) + len(removed) <= 2 * self.cache.num_blocks
         self.index |= set(stored)
         self.index -= set(removed)
-        assert self.index == set(self.cache._block_of)
+        assert self.index == set(self.cache.findable())
 
     @invariant()
     def blocks_add_up(self) -> None:
@@ -97,6 +145,30 @@ TestCacheLife = CacheLife.TestCase
 TestCacheLife.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_long_lives_of_a_full_cache(seed: int) -> None:
+    """Hypothesis's lives are short; here blocks are always scarce, doubled and evicted."""
+    chance = Random(seed)
+    life = CacheLife()
+    life.start(10)
+    for _ in range(400):
+        prompt = [chance.randrange(2)] * chance.choice([4, 6, 8]) + [chance.randrange(3)] * chance.randrange(4)
+        pick = chance.randrange(100)
+        steps: list[Callable[[], None]] = [
+            partial(life.serve, prompt, stays=chance.random() < 0.5),
+            partial(life.admit, prompt),
+            partial(life.admit_to_compute_all, prompt),
+            life.tell_the_router,
+        ]
+        if life.running:
+            computing = [partial(life.compute, pick, chance.randrange(1, 4)), partial(life.admit_again, pick)]
+            steps += [*computing, partial(life.give_the_last_hit_back, pick), partial(life.fork, pick)]
+            steps += [partial(life.finish, pick)] * (4 + len(life.running))
+        chance.choice(steps)()
+        life.blocks_add_up()
+    life.teardown()
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.lists(PROMPTS, min_size=1, max_size=6))
 def test_no_block_is_evicted_before_those_that_follow_it(prompts: list[list[int]]) -> None:
@@ -105,14 +177,14 @@ def test_no_block_is_evicted_before_those_that_follow_it(prompts: list[list[int]
         hashes = HASHER.hash_blocks(prompt)
         shared = cache.match(hashes, len(hashes))
         blocks = shared + (cache.try_allocate(len(hashes) - len(shared)) or [])
-        for block_hash, block_id in zip(hashes, blocks, strict=True):
-            cache.insert(block_hash, block_id)
+        for block_hash, block_id, parent_id in zip(hashes, blocks, [None, *blocks], strict=False):
+            cache.insert(block_hash, block_id, parent_id)
         cache.release(blocks)
     while cache.num_cached_blocks:
         assert cache.try_allocate(cache.num_free_blocks + 1) is not None
         for prompt in prompts:
             hashes = HASHER.hash_blocks(prompt)
-            num_findable = sum(block_hash in cache._block_of for block_hash in hashes)
+            num_findable = sum(block_hash in set(cache.findable()) for block_hash in hashes)
             assert cache.longest_match_blocks(hashes) == num_findable, "a block outlived the ones before it"
 
 
@@ -144,7 +216,11 @@ def test_commits_read_back_through_reservations_and_torn_writes(steps: list[Step
             expected |= dict.fromkeys(blocks)
             continue
         key = request_key(RequestId("r"), 0.0, number)
-        commits = {block_id: BlockCommit(block_id, None, key, number, number, epochs[block_id]) for block_id in blocks}
+        tag = bytes([number]) * 6
+        commits = {
+            block_id: BlockCommit(block_id, None, key, number, number, epochs[block_id], parent_tag=tag)
+            for block_id in blocks
+        }
         before = bytes(memory)
         header.commit(list(commits.values()))
         if action == "torn":

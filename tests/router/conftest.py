@@ -13,6 +13,7 @@ from diptych.core.ids import BlockHash, RequestId, WorkerId
 from diptych.core.messages import (
     Aborted,
     CacheChange,
+    CacheSnapshot,
     Failed,
     FailureKind,
     Finished,
@@ -194,6 +195,18 @@ class Cluster:
         stored = PlainHasher().hash_blocks(list(range(num_blocks * BLOCK_SIZE)))
         change = CacheChange(sequence=1, stored=stored, removed=[])
         self.router.on_message(Tokens(worker_id=WorkerId(worker), incarnation=1, cache_change=change))
+
+    def snapshot(self, worker: str, num_blocks: int, sequence: int) -> CacheSnapshot:
+        """Return what a worker says that holds the first blocks of every prompt that `request` makes."""
+        return CacheSnapshot(
+            worker_id=WorkerId(worker),
+            incarnation=1,
+            snapshot=1,
+            sequence=sequence,
+            piece=0,
+            num_pieces=1,
+            stored=PlainHasher().hash_blocks(list(range(num_blocks * BLOCK_SIZE))),
+        )
 
     async def ask(self, request: Request) -> list[AnswerPart]:
         """Read a whole answer."""

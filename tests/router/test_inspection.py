@@ -15,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.hostile_frames import HostileMessages, Known
 
+from diptych.core.bounds import MAX_SNAPSHOT_PIECE_BLOCKS
 from diptych.core.ids import BlockHash, RequestId, WorkerId
 from diptych.core.messages import (
     CacheChange,
+    CacheSnapshot,
     Heartbeat,
     Message,
     PeerAddress,
@@ -131,6 +133,35 @@ def test_what_makes_none_is_dropped_and_counted(room: Room) -> None:
     ]
     assert room.received(encode_frame(beat), *map(encode_frame, senseless)) == [beat]
     assert room.inbox.num_dropped == len(senseless)
+
+
+def snapshot(piece: int, num_pieces: int, num_blocks: int) -> CacheSnapshot:
+    return CacheSnapshot(
+        worker_id=DECODE,
+        incarnation=3,
+        snapshot=1,
+        sequence=1,
+        piece=piece,
+        num_pieces=num_pieces,
+        stored=hashes(num_blocks),
+    )
+
+
+def test_snapshots_are_no_larger_than_the_cache(room: Room) -> None:
+    most = MAX_SNAPSHOT_PIECE_BLOCKS
+    beat = room.heartbeat(num_blocks=most + 1)
+    whole = [snapshot(0, 1, 0), snapshot(0, 2, most), snapshot(1, 2, 1)]
+    senseless = [
+        snapshot(2, 2, 1),
+        snapshot(0, 2, most - 1),
+        snapshot(0, 3, most),
+        snapshot(0, 2**53, most),
+        msgspec.structs.replace(whole[0], incarnation=4),
+        msgspec.structs.replace(whole[0], worker_id=WorkerId("stranger")),
+    ]
+    frames = [*map(encode_frame, [beat, *whole, *senseless]), encode_frame(snapshot(0, 1, most + 1))]
+    assert room.received(*frames) == [beat, *whole]
+    assert room.inbox.num_dropped == len(senseless) + 1
 
 
 @pytest.mark.parametrize(

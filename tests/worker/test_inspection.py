@@ -11,6 +11,7 @@ from diptych.core.ids import BlockId, WorkerId
 from diptych.core.messages import (
     Abort,
     Borrow,
+    CacheSnapshotWanted,
     CopyOrder,
     Failed,
     FailureKind,
@@ -302,6 +303,9 @@ def test_a_worker_without_the_role_says_so() -> None:
     give(cluster, "prefill-0", submit)
     (failed,) = msgspec.msgpack.decode(cluster.letters.take(("prefill-0", "router")))["failed"]
     assert failed["kind"] == "refused"
+    num_before = num_dropped(cluster, "prefill-0")
+    give(cluster, "prefill-0", CacheSnapshotWanted())
+    assert num_dropped(cluster, "prefill-0") == num_before + 1
     give(cluster, "prefill-0", grant)
     check_all_is_well(cluster, heard)
 

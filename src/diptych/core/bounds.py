@@ -33,3 +33,6 @@ NAME = Meta(min_length=1, max_length=256)
 ENDPOINT = Meta(max_length=256)
 HASH = Meta(min_length=16, max_length=16)
 """Of a `BlockHash`."""
+
+MAX_SNAPSHOT_PIECE_BLOCKS = 2048
+"""Of a prefix cache in one message: what a router takes in within a millisecond or two."""

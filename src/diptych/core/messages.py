@@ -21,7 +21,20 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from diptych.core.bounds import ENDPOINT, HASH, NAME, Amount, Count, Epoch, Index, Ordinal, Seconds, Share, TokenId
+from diptych.core.bounds import (
+    ENDPOINT,
+    HASH,
+    MAX_SNAPSHOT_PIECE_BLOCKS,
+    NAME,
+    Amount,
+    Count,
+    Epoch,
+    Index,
+    Ordinal,
+    Seconds,
+    Share,
+    TokenId,
+)
 from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
 from diptych.core.request import Request, SampledToken, SamplingParams, TokenLogprobs
@@ -126,6 +139,10 @@ class FrontendGone(Message, frozen=True, kw_only=True):
     """This life of the frontend, and all before it, is over: free what its requests hold."""
 
     incarnation: Count
+
+
+class CacheSnapshotWanted(Message, frozen=True, kw_only=True):
+    """I do not know what is in your prefix cache: tell me all of it (`CacheSnapshot`)."""
 
 
 # Decode worker to prefill worker
@@ -300,7 +317,27 @@ class CacheChange(msgspec.Struct, frozen=True, kw_only=True):
     sequence: Ordinal
     """Counts a worker's changes from 1; a gap means that some were lost."""
     stored: list[Annotated[BlockHash, HASH]]
+    """Each behind the block before it, if that is new too."""
     removed: list[Annotated[BlockHash, HASH]]
+    """They left before others were stored: a block may leave and come back."""
+    cleared: bool = False
+    """Whether all that was there has left."""
+
+
+class CacheSnapshot(Message, frozen=True, kw_only=True):
+    """A piece of all that is in a worker's prefix cache. The pieces of a snapshot are sent in order and at once."""
+
+    worker_id: Annotated[WorkerId, NAME]
+    incarnation: Count
+    snapshot: Ordinal
+    """Counts a worker's snapshots: pieces of two do not fit together, even if they are as of the same change."""
+    sequence: Count
+    """Of the last change that it includes; 0: there was none."""
+    piece: Count
+    """From 0."""
+    num_pieces: Ordinal
+    stored: Annotated[list[Annotated[BlockHash, HASH]], Meta(max_length=MAX_SNAPSHOT_PIECE_BLOCKS)]
+    """Each behind the block before it."""
 
 
 class Tokens(Message, frozen=True, kw_only=True):
@@ -350,6 +387,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How long it takes this worker to copy a block within the segment; measured."""
     num_dropped_messages: Count = 0
     """That came to it and were none, or made no sense."""
+    cache_sequence: Count = 0
+    """Of the last change of its prefix cache: a router that has not heard of that one has missed some."""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -401,8 +440,21 @@ class GrantRemains(Message, frozen=True, kw_only=True, tag="Grant"):
 
 Remains = SubmitRemains | GrantRemains
 
-ToWorker = Submit | Abort | PeerGone | FrontendGone | Grant | Revoke | Filled | GrantEnded | Borrow | Lent | Returned
-ToRouter = Tokens | Heartbeat | WorkerExited
+ToWorker = (
+    Submit
+    | Abort
+    | PeerGone
+    | FrontendGone
+    | CacheSnapshotWanted
+    | Grant
+    | Revoke
+    | Filled
+    | GrantEnded
+    | Borrow
+    | Lent
+    | Returned
+)
+ToRouter = Tokens | CacheSnapshot | Heartbeat | WorkerExited
 
 HEARTBEAT_INTERVAL_S = 0.5
 

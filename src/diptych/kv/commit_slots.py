@@ -23,13 +23,16 @@ Indices = npt.NDArray[np.intp]
 """[n] block ids, checked to lie in the segment."""
 
 REQUEST_KEY_BYTES = 16
+PARENT_TAG_BYTES = 6
 SLOTS_PER_BLOCK = 2
 BLOCK_SLOTS_BYTES = SLOTS_PER_BLOCK * ENTRY_BYTES
 
 _NO_HASH = bytes(HASH_BYTES)
+_NO_TAG = bytes(PARENT_TAG_BYTES)
 _SLOT = np.dtype(
     [
-        ("sequence", np.uint64),  # grows with each commit to the block under one epoch, from 1
+        ("sequence", np.uint16),  # grows with each commit to the block under one epoch, from 1
+        ("parent_tag", f"V{PARENT_TAG_BYTES}"),
         ("block_hash", f"V{HASH_BYTES}"),
         ("request_key", f"V{REQUEST_KEY_BYTES}"),
         ("block_index", np.uint32),
@@ -40,6 +43,8 @@ _SLOT = np.dtype(
     ]
 )
 _SEQUENCE_WORD = 0
+_SEQUENCE_MASK = np.uint64(2**16 - 1)
+"""Of the sequence in its word, whose other bytes are the parent's tag (the machine is little-endian)."""
 _EPOCH_WORD = 6
 
 
@@ -59,6 +64,13 @@ class BlockCommit(NamedTuple):
     """Of the reservation under which they were written."""
     writer: int = 0
     """Which worker wrote them last, where workers are numbered; below 2^16."""
+    parent_tag: bytes | None = None
+    """Of the block before it: see `parent_tag`. None: it has none, or is not full."""
+
+
+def parent_tag(parent: BlockHash) -> bytes:
+    """Return the beginning of a hash: enough to know it again among those of one worker at one place in a prompt."""
+    return parent[:PARENT_TAG_BYTES]
 
 
 def request_key(request_id: RequestId, arrived_s: float, attempt: int, choice: int = 0) -> bytes:
@@ -91,7 +103,10 @@ class CommitSlots:
                 "it was taken from this writer, who must drop the request"
             )
         sequences = self._sequences(self._slots[index], reserved_epochs)
-        new[:, _SEQUENCE_WORD] = sequences.max(axis=1) + np.uint64(1)
+        next_sequences = sequences.max(axis=1) + np.uint64(1)
+        if (next_sequences > _SEQUENCE_MASK).any():
+            raise AssertionError("a block was committed more often under one epoch than it can have tokens")
+        new[:, _SEQUENCE_WORD] |= next_sequences
         write_sealed(self._slots, (index, sequences.argmin(axis=1)), new)
 
     def read(self, index: Indices, reserved_epochs: npt.NDArray[np.uint64]) -> list[BlockCommit | None]:
@@ -107,15 +122,16 @@ class CommitSlots:
     def _sequences(slots: Entries, reserved_epochs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """Return [n, 2] sequence numbers, 0 for a slot that does not hold (never or half written, or voided)."""
         holds = is_sealed(slots) & (slots[..., _EPOCH_WORD] == reserved_epochs[:, np.newaxis])
-        return np.where(holds, slots[..., _SEQUENCE_WORD], np.uint64(0))
+        return np.where(holds, slots[..., _SEQUENCE_WORD] & _SEQUENCE_MASK, np.uint64(0))
 
 
 def _encode(records: Sequence[BlockCommit]) -> Entries:
     """Return [n, 8] words: slots without sequence numbers and checksums."""
-    _, hashes, keys, block_indices, num_tokens, epochs, writers = zip(*records, strict=True)
+    _, hashes, keys, block_indices, num_tokens, epochs, writers, tags = zip(*records, strict=True)
     slots = np.zeros(len(records), _SLOT)
-    slots["block_hash"] = _as_bytes_16([block_hash or _NO_HASH for block_hash in hashes])
-    slots["request_key"] = _as_bytes_16(keys)
+    slots["parent_tag"] = _as_bytes([tag or _NO_TAG for tag in tags], PARENT_TAG_BYTES)
+    slots["block_hash"] = _as_bytes([block_hash or _NO_HASH for block_hash in hashes], HASH_BYTES)
+    slots["request_key"] = _as_bytes(keys, REQUEST_KEY_BYTES)
     slots["block_index"] = block_indices
     slots["num_tokens"] = num_tokens
     slots["epoch"] = epochs
@@ -123,12 +139,15 @@ def _encode(records: Sequence[BlockCommit]) -> Entries:
     return slots.view(np.uint64).reshape(-1, ENTRY_WORDS)
 
 
-def _as_bytes_16(values: Sequence[bytes]) -> npt.NDArray[np.void]:
-    if any(len(value) != HASH_BYTES for value in values):
-        raise AssertionError("block hashes and request keys have 16 bytes")
-    return np.frombuffer(b"".join(values), np.dtype((np.void, HASH_BYTES)))
+def _as_bytes(values: Sequence[bytes], num_bytes: int) -> npt.NDArray[np.void]:
+    if any(len(value) != num_bytes for value in values):
+        raise AssertionError(f"block hashes and request keys have {HASH_BYTES} bytes, tags {PARENT_TAG_BYTES}")
+    return np.frombuffer(b"".join(values), np.dtype((np.void, num_bytes)))
 
 
-def _decode(block_id: BlockId, slot: tuple[int, BlockHash, bytes, int, int, int, int, int]) -> BlockCommit:
-    _, name, key, block_index, num_tokens, writer, epoch, _ = slot
-    return BlockCommit(block_id, None if name == _NO_HASH else name, key, block_index, num_tokens, epoch, writer)
+def _decode(block_id: BlockId, slot: tuple[int, bytes, BlockHash, bytes, int, int, int, int, int]) -> BlockCommit:
+    _, tag, name, key, block_index, num_tokens, writer, epoch, _ = slot
+    block_hash = None if name == _NO_HASH else name
+    return BlockCommit(
+        block_id, block_hash, key, block_index, num_tokens, epoch, writer, None if tag == _NO_TAG else tag
+    )

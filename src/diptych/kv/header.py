@@ -24,12 +24,20 @@ import numpy.typing as npt
 
 from diptych.core.errors import EngineError
 from diptych.core.ids import BlockId, WorkerId
-from diptych.kv.commit_slots import BLOCK_SLOTS_BYTES, BlockCommit, CommitSlots, Indices, request_key
+from diptych.kv.commit_slots import BLOCK_SLOTS_BYTES, BlockCommit, CommitSlots, Indices, parent_tag, request_key
 from diptych.kv.sealed import ENTRY_BYTES, ENTRY_WORDS, Entries, is_sealed, write_sealed
 
-__all__ = ["DEFAULT_EXTENT_BLOCKS", "BlockCommit", "SegmentHeader", "SegmentShape", "header_bytes", "request_key"]
+__all__ = [
+    "DEFAULT_EXTENT_BLOCKS",
+    "BlockCommit",
+    "SegmentHeader",
+    "SegmentShape",
+    "header_bytes",
+    "parent_tag",
+    "request_key",
+]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEFAULT_EXTENT_BLOCKS = 64
 PAGE_BYTES = 4096
 MAX_OWNER_BYTES = 32

@@ -11,8 +11,9 @@ up to their ends, and the others by a request that no other is named like (kv/co
 from collections.abc import Iterable
 from typing import Self
 
-from diptych.core.ids import BlockHash, BlockId, WorkerId
-from diptych.kv.header import BlockCommit, SegmentHeader
+from diptych.core.ids import BlockHash, WorkerId
+from diptych.kv.header import BlockCommit, SegmentHeader, parent_tag
+from diptych.kv.prefix_cache import HeldBlock
 
 
 class Orphans:
@@ -43,7 +44,18 @@ class Orphans:
         found = None if block_hash is None else self._by_hash.get(block_hash)
         return found or self._by_place.get((request_key, block_index))
 
-    def cached(self) -> list[tuple[BlockHash, BlockId]]:
-        """Return the full blocks, the first to be evicted first: the farther from a prompt's begin, the sooner."""
-        records = sorted(self._by_hash.values(), key=lambda record: (-record.block_index, record.block_id))
-        return [(record.block_hash, record.block_id) for record in records if record.block_hash is not None]
+    def cached(self) -> list[HeldBlock]:
+        """Return the full blocks of which all blocks before them are here too.
+
+        The first to be evicted comes first: the farther from a prompt's begin, the sooner.
+        """
+        kept: list[HeldBlock] = []
+        at_place: dict[tuple[int, bytes], BlockHash] = {}
+        for record in sorted(self._by_hash.values(), key=lambda record: (record.block_index, -record.block_id)):
+            index, block_hash, tag = record.block_index, record.block_hash, record.parent_tag
+            parent = None if index == 0 or tag is None else at_place.get((index - 1, tag))
+            if block_hash is None or (index > 0 and parent is None):
+                continue
+            at_place[index, parent_tag(block_hash)] = block_hash
+            kept.append(HeldBlock(block_hash, record.block_id, parent))
+        return kept[::-1]

@@ -2,20 +2,39 @@
 
 A request enters with `match` (blocks whose content it can reuse) and `try_allocate` (blocks to write), makes its full
 blocks findable with `insert`, and leaves with `release`. Invariants: every block is in exactly one of three states,
-free, cached (findable, used by nobody, evictable) or referenced; a findable block is never written; a hash names at
+free, cached (findable, used by nobody, evictable) or referenced; a findable block is never written; a hash finds at
 most one block and a block has at most one hash.
+
+**A block is findable only with all blocks before it.** So who holds a prefix holds each shorter one, and the router's
+index need not look at every block (router/prefix_index.py). It follows from two rules. Whoever uses a block uses one of
+the same content for each block before it, and lets go of the last one first: so a block that nobody uses is followed by
+such blocks only, which became evictable earlier. And two requests may compute the same content at the same time: while
+one of the two blocks is in use it is that one that is found, so none in use ever follows one that can be evicted.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from diptych.core.ids import BlockHash, BlockId
 from diptych.kv.block_pool import BlockPool
 
 
+class HeldBlock(NamedTuple):
+    """A full block that a former life of a worker has left (kv/orphans.py)."""
+
+    block_hash: BlockHash
+    block_id: BlockId
+    parent: BlockHash | None
+    """Of the block before it; None: it is the first of its prompt."""
+
+
 class LeastRecentlyUsed:
-    """The order in which cached blocks that nobody uses are evicted; another policy needs the same few methods."""
+    """The order in which cached blocks that nobody uses are evicted; another policy needs the same few methods.
+
+    Whatever the order is, no block may come before those that follow it in a prompt.
+    """
 
     def __init__(self) -> None:
         self._order: OrderedDict[BlockId, None] = OrderedDict()
@@ -25,6 +44,10 @@ class LeastRecentlyUsed:
 
     def __contains__(self, block_id: BlockId) -> bool:
         return block_id in self._order
+
+    def __iter__(self) -> Iterator[BlockId]:
+        """Yield the blocks, the one to be evicted first at the beginning."""
+        return iter(self._order)
 
     def add(self, block_id: BlockId) -> None:
         """Take in a block whose last user has just left."""
@@ -45,16 +68,20 @@ class PrefixCache:
     The cache itself holds one reference on each findable block, so a block of which that is the only one is evictable.
     """
 
-    def __init__(self, block_ids: Iterable[BlockId], held: Sequence[tuple[BlockHash, BlockId]] = ()) -> None:
+    def __init__(self, block_ids: Iterable[BlockId], held: Sequence[HeldBlock] = ()) -> None:
         """Start with the blocks `held` findable (first evicted first), each of its own hash, and all others free."""
-        self._block_of: dict[BlockHash, BlockId] = dict(held)
-        self._hash_of: dict[BlockId, BlockHash] = {block_id: block_hash for block_hash, block_id in held}
+        # In the order in which they became findable, so each behind its parent.
+        self._block_of: dict[BlockHash, BlockId] = {one.block_hash: one.block_id for one in reversed(held)}
+        self._parent_of: dict[BlockHash, BlockHash | None] = {one.block_hash: one.parent for one in held}
+        self._hash_of: dict[BlockId, BlockHash] = {one.block_id: one.block_hash for one in held}
+        self._doubles: dict[BlockHash, list[BlockId]] = {}
+        """Blocks in use whose content is found in another block, which is in use too."""
         self._pool = BlockPool(block_ids, self._hash_of.keys())
         self._evictable = LeastRecentlyUsed()
         for block_id in self._hash_of:
             self._evictable.add(block_id)
         # Dicts as sets that keep their order. Only net changes are kept, so neither outgrows the number of blocks.
-        self._stored: dict[BlockHash, None] = dict.fromkeys(self._block_of)
+        self._stored: dict[BlockHash, None] = {}
         self._removed: dict[BlockHash, None] = {}
 
     @property
@@ -76,6 +103,10 @@ class PrefixCache:
     def num_available_blocks(self) -> int:
         """The most that `try_allocate` can give now."""
         return self.num_free_blocks + self.num_cached_blocks
+
+    def findable(self) -> list[BlockHash]:
+        """Return all hashes that are findable, each behind its parent."""
+        return list(self._block_of)
 
     def longest_match_blocks(self, hashes: Sequence[BlockHash]) -> int:
         """Return how many leading hashes are findable; takes no reference and leaves the eviction order alone."""
@@ -114,35 +145,68 @@ class PrefixCache:
             self._evict(self._evictable.pop_victim())
         return self._pool.try_allocate(num_blocks)
 
-    def insert(self, block_hash: BlockHash, block_id: BlockId) -> None:
+    def insert(self, block_hash: BlockHash, block_id: BlockId, parent_id: BlockId | None) -> None:
         """Make a full block findable; the caller holds a reference on it and writes it no more.
 
-        Where another block already has this hash, that one stays and this one is not cached: two requests computed the
-        same prefix at the same time.
+        `parent_id`: the block before it in the caller's table, which is named already; None: it is the first. Where
+        another block of this content is in use, that one stays findable, and this one steps in when it is let go.
         """
         if self._pool.num_references(block_id) == 0 or block_id in self._evictable:
             raise AssertionError(f"block {block_id} is cached by someone who holds no reference on it")
-        if self._hash_of.get(block_id, block_hash) != block_hash:
+        if parent_id is not None and parent_id not in self._hash_of:
+            raise AssertionError(f"block {block_id} is to be found behind block {parent_id}, which has no name")
+        if self._hash_of.setdefault(block_id, block_hash) != block_hash:
             raise AssertionError(f"block {block_id} is findable under another hash")
-        if block_hash in self._block_of:
-            return
-        self._block_of[block_hash] = block_id
-        self._hash_of[block_id] = block_hash
-        self._pool.share(block_id)
-        self._note(block_hash, self._stored, self._removed)
+        found = self._block_of.get(block_hash)
+        if found is None:
+            self._pool.share(block_id)
+            self._block_of[block_hash] = block_id
+            self._parent_of[block_hash] = None if parent_id is None else self._hash_of[parent_id]
+            self._note(block_hash, self._stored, self._removed)
+        elif found in self._evictable:
+            self._evictable.discard(found)
+            self._replace(block_hash, found, block_id)
+        elif found != block_id and block_id not in self._doubles.get(block_hash, ()):
+            self._doubles.setdefault(block_hash, []).append(block_id)
 
     def release(self, block_ids: Sequence[BlockId]) -> None:
         """Drop one reference on each of a sequence's blocks, given in the sequence's order.
 
-        Blocks that nobody else uses become evictable if findable, free if not.
+        Blocks that nobody else uses become evictable if they are found and not doubled, free if not.
         """
         # From the tail: a prefix without its tail is of use, a tail without its prefix can never be matched.
         for block_id in reversed(block_ids):
             if block_id in self._evictable:
                 raise AssertionError(f"block {block_id} was released more often than it was taken")
             num_references = self._pool.release(block_id)
-            if num_references == 1 and block_id in self._hash_of:
-                self._evictable.add(block_id)
+            block_hash = self._hash_of.get(block_id)
+            if block_hash is None:
+                continue
+            if self._block_of[block_hash] != block_id:
+                if num_references == 0:
+                    del self._hash_of[block_id]
+                    self._forget_double(block_hash, block_id)
+            elif num_references == 1:
+                if block_hash in self._doubles:
+                    double = self._doubles[block_hash][0]
+                    self._replace(block_hash, block_id, double)
+                    self._forget_double(block_hash, double)
+                else:
+                    self._evictable.add(block_id)
+
+    def _replace(self, block_hash: BlockHash, old: BlockId, new: BlockId) -> None:
+        """Have `new`, which is in use, found in place of `old`, which nobody uses: that one is free now."""
+        del self._hash_of[old]
+        self._pool.release(old)
+        self._pool.share(new)
+        self._block_of[block_hash] = new
+
+    def _forget_double(self, block_hash: BlockHash, block_id: BlockId) -> None:
+        """Count a block as a double no longer: it is free, or is found."""
+        doubles = self._doubles[block_hash]
+        doubles.remove(block_id)
+        if not doubles:
+            del self._doubles[block_hash]
 
     def take_changes(self) -> tuple[list[BlockHash], list[BlockHash]]:
         """Return the hashes (stored, removed) since the last call: whoever applies both has this cache's true state.
@@ -155,26 +219,54 @@ class PrefixCache:
         return stored, removed
 
     def check_invariants(self) -> None:
-        """Raise AssertionError unless every block is in exactly one state and both maps agree."""
+        """Raise AssertionError unless blocks are in one state each, maps agree, and no findable block lacks another."""
         self._pool.check_invariants()
-        if {block_id: block_hash for block_hash, block_id in self._block_of.items()} != self._hash_of:
+        self._check_names()
+        self._check_users()
+        self._check_order()
+        if not self._stored.keys() <= self._block_of.keys() or self._removed.keys() & self._block_of.keys():
+            raise AssertionError("the changes to be told differ from what is cached")
+
+    def _check_names(self) -> None:
+        named = [(block_id, block_hash) for block_hash, block_id in self._block_of.items()]
+        named += [(block_id, block_hash) for block_hash, doubles in self._doubles.items() for block_id in doubles]
+        if len(named) != len(self._hash_of) or dict(named) != self._hash_of:
             raise AssertionError("the maps from hashes to blocks and back disagree")
-        for block_id in self._hash_of:
+        if self._parent_of.keys() != self._block_of.keys():
+            raise AssertionError("parents are known of other blocks than are findable")
+
+    def _check_users(self) -> None:
+        for block_hash, block_id in self._block_of.items():
             # The cache's own reference is one; whoever else holds one makes the block a referenced one.
             num_users = self._pool.num_references(block_id) - 1
             if num_users < 0:
                 raise AssertionError(f"block {block_id} is findable and free")
             if (num_users == 0) != (block_id in self._evictable):
                 raise AssertionError(f"block {block_id} has {num_users} users, which its place in the cache denies")
-        num_evictable = sum(block_id in self._evictable for block_id in self._hash_of)
-        if num_evictable != len(self._evictable):
+            if num_users == 0 and block_hash in self._doubles:
+                raise AssertionError(f"block {block_id} has no user, and its double is in use and not found")
+        for block_id in (block_id for doubles in self._doubles.values() for block_id in doubles):
+            if self._pool.num_references(block_id) == 0:
+                raise AssertionError(f"block {block_id} has a name and is free")
+        if set(self._evictable) - set(self._block_of.values()):
             raise AssertionError("a block is evictable that is not findable")
-        if not self._stored.keys() <= self._block_of.keys() or self._removed.keys() & self._block_of.keys():
-            raise AssertionError("the changes to be told differ from what is cached")
+
+    def _check_order(self) -> None:
+        """Check that no block is found without its parent, nor would be whichever are evicted next."""
+        turn = {self._hash_of[block_id]: turn for turn, block_id in enumerate(self._evictable)}
+        place = {block_hash: place for place, block_hash in enumerate(self._block_of)}
+        never = len(turn)
+        for block_hash, parent in self._parent_of.items():
+            if parent is None:
+                continue
+            if place.get(parent, len(place)) > place[block_hash]:
+                raise AssertionError("a block is findable without the one before it, or was before that one")
+            if turn.get(parent, never) < turn.get(block_hash, never):
+                raise AssertionError("a block would be evicted before one that follows it")
 
     def _evict(self, block_id: BlockId) -> None:
         block_hash = self._hash_of.pop(block_id)
-        del self._block_of[block_hash]
+        del self._block_of[block_hash], self._parent_of[block_hash]
         self._pool.release(block_id)
         self._note(block_hash, self._removed, self._stored)
 

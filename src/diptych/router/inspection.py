@@ -6,9 +6,11 @@ write to the inbox is the same user, and could as well end the process.
 
 import asyncio
 import math
+from collections.abc import Sequence
 
-from diptych.core.ids import WorkerId
-from diptych.core.messages import Heartbeat, Tokens, ToRouter, WorkerExited
+from diptych.core.bounds import MAX_SNAPSHOT_PIECE_BLOCKS
+from diptych.core.ids import BlockHash, WorkerId
+from diptych.core.messages import CacheSnapshot, Heartbeat, Tokens, ToRouter, WorkerExited
 from diptych.wire.mailbox import AsyncInbox
 from diptych.wire.neighbours import Neighbours
 
@@ -39,8 +41,11 @@ class InspectedInbox:
         match message:
             case Heartbeat():
                 return self._find_heartbeat_fault(message)
-            case Tokens():
-                return self._find_tokens_fault(message)
+            case Tokens(cache_change=change):
+                stored = [] if change is None else change.stored
+                return self._find_sender_fault(message) or self._find_stored_fault(message.worker_id, stored)
+            case CacheSnapshot():
+                return self._find_sender_fault(message) or self._find_snapshot_fault(message)
             case WorkerExited(worker_id=worker_id):
                 return None if self._neighbours.knows(worker_id) else f"{worker_id} is no worker of this server"
 
@@ -53,11 +58,23 @@ class InspectedInbox:
         self._num_blocks[address.worker_id] = status.num_blocks
         return None
 
-    def _find_tokens_fault(self, message: Tokens) -> str | None:
-        worker_id, change = message.worker_id, message.cache_change
-        if not self._neighbours.has_inbox(worker_id, message.incarnation):
-            return f"there is no life {message.incarnation} of {worker_id}"
-        num_stored = 0 if change is None else len(change.stored)
-        if num_stored > self._num_blocks.get(worker_id, math.inf):
-            return f"{worker_id} cannot have stored {num_stored} blocks"
+    def _find_sender_fault(self, message: Tokens | CacheSnapshot) -> str | None:
+        worker_id, incarnation = message.worker_id, message.incarnation
+        if not self._neighbours.has_inbox(worker_id, incarnation):
+            return f"there is no life {incarnation} of {worker_id}"
+        return None
+
+    def _find_snapshot_fault(self, message: CacheSnapshot) -> str | None:
+        num_full = message.num_pieces - 1
+        if message.piece > num_full:
+            return f"piece {message.piece} of {message.num_pieces}"
+        if message.piece < num_full and len(message.stored) != MAX_SNAPSHOT_PIECE_BLOCKS:
+            return f"piece {message.piece} of {message.num_pieces} is not full"
+        if num_full * MAX_SNAPSHOT_PIECE_BLOCKS > self._num_blocks.get(message.worker_id, math.inf):
+            return f"{message.worker_id} cannot hold {message.num_pieces} pieces"
+        return self._find_stored_fault(message.worker_id, message.stored)
+
+    def _find_stored_fault(self, worker_id: WorkerId, stored: Sequence[BlockHash]) -> str | None:
+        if len(stored) > self._num_blocks.get(worker_id, math.inf):
+            return f"{worker_id} cannot have stored {len(stored)} blocks"
         return None

@@ -24,6 +24,7 @@ from diptych.core.errors import (
 from diptych.core.events import RequestRecord
 from diptych.core.ids import BlockHash, WorkerId
 from diptych.core.messages import (
+    CacheSnapshot,
     HealthState,
     Heartbeat,
     PeerAddress,
@@ -37,6 +38,7 @@ from diptych.core.messages import (
 from diptych.core.request import Request
 from diptych.core.service import AnswerPart, ClusterStatus, RunningAnswer
 from diptych.policy.admission import Rejected, admit
+from diptych.router.cache_feed import CacheFeed
 from diptych.router.drains import Drains
 from diptych.router.follower import Follower
 from diptych.router.in_flight import InFlight
@@ -47,6 +49,8 @@ from diptych.router.registry import WorkerLife, WorkerRegistry
 from diptych.router.settings import RouterSettings
 
 SWEEP_INTERVAL_S = 0.1
+TIDY_INTERVAL_S = 0.002
+"""Between two shards of the index that are tidied, while there is anything to tidy."""
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +98,7 @@ class Router:
         self._settings = settings
         self._registry = WorkerRegistry(expected_workers, clock, settings.heartbeat_timeout_s, costs or {})
         self._prefixes = PrefixIndex()
+        self._cache_feed = CacheFeed(self._prefixes, outbox, clock)
         placer = Placer(self._registry, self._prefixes, hasher.block_size, settings)
         self._follower = Follower(placer, outbox, clock, settings, hasher.block_size, max_model_len)
         self._staff = staff or NoStaff()
@@ -183,6 +188,7 @@ class Router:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._receive_forever())
                 tasks.create_task(self._sweep_forever())
+                tasks.create_task(self._tidy_forever())
         finally:
             self.begin_drain()
             self._follower.stop()
@@ -202,21 +208,30 @@ class Router:
         """End every wait whose time has come; called every `SWEEP_INTERVAL_S`."""
         self._follower.sweep()
         self._drains.sweep()
+        self._cache_feed.sweep()
+
+    async def _tidy_forever(self) -> None:
+        while True:
+            is_more = self._prefixes.tidy()
+            await asyncio.sleep(TIDY_INTERVAL_S if is_more else SWEEP_INTERVAL_S)
 
     def on_message(self, message: ToRouter) -> None:
         """Take in one message of a worker or of the launcher."""
         match message:
             case Tokens():
                 if message.cache_change is not None:
-                    self._prefixes.on_cache_change(message.worker_id, message.incarnation, message.cache_change)
+                    self._cache_feed.on_change(message.worker_id, message.incarnation, message.cache_change)
                 self._follower.on_tokens(message)
+            case CacheSnapshot():
+                self._cache_feed.on_snapshot(message)
             case Heartbeat():
                 # A new life of a worker is only started once the old one has been reaped, so it tells of that end too.
                 self._on_worker_gone(self._registry.on_heartbeat(message))
+                self._cache_feed.on_heartbeat(message)
                 self._follower.settle_homeless()
                 self._was_ready |= self._registry.can_decode and self._registry.has_everyone_come_up
             case WorkerExited():
-                self._prefixes.on_worker_gone(message.worker_id, message.incarnation)
+                self._cache_feed.on_worker_gone(message.worker_id, message.incarnation)
                 life = self._registry.on_exited(
                     message.worker_id,
                     message.incarnation,
@@ -230,7 +245,7 @@ class Router:
         """Spread the word of a life that is over, then take care of its requests."""
         if life is None:
             return
-        self._prefixes.on_worker_gone(life.worker_id, life.address.incarnation)
+        self._cache_feed.on_worker_gone(life.worker_id, life.address.incarnation)
         self._outbox.forget(life.address)
         address = life.address
         gone = PeerGone(worker_id=life.worker_id, incarnation=address.incarnation, endpoint=address.endpoint)

@@ -18,6 +18,7 @@ from diptych.core.errors import BlockTableError, PeerUnreachableError
 from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import (
     Borrow,
+    CacheSnapshotWanted,
     Failed,
     FailureKind,
     Filled,
@@ -167,7 +168,7 @@ class Inspector:
 
     # What makes no sense
 
-    def _find_fault(self, message: ToWorker) -> str | None:
+    def _find_fault(self, message: ToWorker) -> str | None:  # noqa: PLR0911  a case a kind
         """Return what is wrong with a message; None: nothing."""
         match message:
             case Submit():
@@ -180,6 +181,8 @@ class Inspector:
                 return self._find_filled_fault(message)
             case PeerGone():
                 return self._find_gone_fault(message)
+            case CacheSnapshotWanted() if self._decode is None:
+                return "this worker has no prefix cache"
             case _:
                 return find_lending_fault(message, self._decode, self._memory, self._is_other_owner)
 

@@ -10,9 +10,9 @@ from diptych.core.ids import BlockHash, BlockId, WorkerId
 from diptych.core.messages import FormerAttempt
 from diptych.core.request import Request
 from diptych.kv.hashing import BlockHasher
-from diptych.kv.header import BlockCommit, request_key
+from diptych.kv.header import BlockCommit, parent_tag, request_key
 from diptych.kv.orphans import Orphans
-from diptych.kv.prefix_cache import PrefixCache
+from diptych.kv.prefix_cache import HeldBlock, PrefixCache
 from diptych.policy.batching import MIN_CHUNK_TOKENS
 from diptych.worker.memory import WorkerMemory
 from diptych.worker.sequence import Sequence
@@ -152,17 +152,23 @@ class SequenceBlocks:
             begin = sequence.num_computed_tokens
             sequence.num_computed_tokens = end = begin + num_tokens
             self._hash_up_to(sequence, end)
-            key = _key(sequence, sequence.attempt)
             for index in range(begin // self.block_size, (end - 1) // self.block_size + 1):
                 num_filled = min(end - index * self.block_size, self.block_size)
-                # Only what may be found has a name, in the header too: a successor takes its cache from there.
-                is_named = num_filled == self.block_size and self._may_cache(sequence, index)
-                block_hash = sequence.block_hashes[index] if is_named else None
-                block_id = sequence.block_table[index]
-                commits.append(BlockCommit(block_id, block_hash, key, index, num_filled, sequence.epoch))
-                if block_hash is not None:
-                    self.cache.insert(block_hash, block_id)
+                commit = self._commit_of(sequence, index, num_filled)
+                commits.append(commit)
+                if commit.block_hash is not None:
+                    parent_id = sequence.block_table[index - 1] if index else None
+                    self.cache.insert(commit.block_hash, commit.block_id, parent_id)
         self._header.commit(commits)
+
+    def _commit_of(self, sequence: Sequence, index: int, num_filled: int) -> BlockCommit:
+        """Return what the header is to say of a block of a sequence of which so many tokens have been computed."""
+        block_id, key, hashes = sequence.block_table[index], _key(sequence, sequence.attempt), sequence.block_hashes
+        # Only what may be found has a name, in the header too: a successor takes its cache from there.
+        if num_filled < self.block_size or not self._may_cache(sequence, index):
+            return BlockCommit(block_id, None, key, index, num_filled, sequence.epoch)
+        tag = parent_tag(hashes[index - 1]) if index else None
+        return BlockCommit(block_id, hashes[index], key, index, num_filled, sequence.epoch, parent_tag=tag)
 
     def _hash_up_to(self, sequence: Sequence, num_tokens: int) -> None:
         hashes, size = sequence.block_hashes, self.block_size
@@ -186,11 +192,9 @@ def first_epoch(incarnation: int) -> int:
     return incarnation * EPOCHS_PER_INCARNATION
 
 
-def spare_blocks(
-    block_ids: Several[BlockId], held: Several[tuple[BlockHash, BlockId]], num_wanted: int
-) -> list[BlockId]:
+def spare_blocks(block_ids: Several[BlockId], held: Several[HeldBlock], num_wanted: int) -> list[BlockId]:
     """Return blocks to warm up in: those that hold nothing, then those that are evicted first."""
-    by_eviction = {block_id: place for place, (_, block_id) in enumerate(held)}
+    by_eviction = {one.block_id: place for place, one in enumerate(held)}
     return sorted(block_ids, key=lambda block_id: by_eviction.get(block_id, -1))[:num_wanted]
 
 

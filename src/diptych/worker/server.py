@@ -20,7 +20,7 @@ from diptych.core.cost_model import StepWork
 from diptych.core.errors import DiptychError, EngineError, LaunchError, PeerUnreachableError
 from diptych.core.messages import (
     HEARTBEAT_INTERVAL_S,
-    CacheChange,
+    CacheSnapshotWanted,
     Heartbeat,
     PeerGone,
     Remains,
@@ -44,6 +44,7 @@ from diptych.wire.mailbox import Inbox, Outbox
 from diptych.wire.neighbours import Neighbours
 from diptych.wire.wake import Wake
 from diptych.worker.both_roles import BothRoles
+from diptych.worker.cache_log import CacheLog
 from diptych.worker.copy_pace import CopyPace
 from diptych.worker.decode import DecodeRole
 from diptych.worker.inspection import Inspector
@@ -97,11 +98,12 @@ class Worker:
         held = Orphans.of(memory.header, order.worker_id).cached()
         scratch = spare_blocks(block_ids, held, WARM_UP_BLOCKS)
         memory.header.reserve(scratch, first_epoch(order.incarnation))  # whatever they held, they hold no longer
-        held = [(block_hash, block_id) for block_hash, block_id in held if block_id not in scratch]
+        held = [one for one in held if one.block_id not in scratch]
         self._speed = Speed(engine.warm_up(_warm_up_plan(order), scratch), lease.costs)
         pace = Pace(order, lease.costs, self._speed, clock)
         self._cache = PrefixCache(block_ids, held) if order.writes_answers else PrefixCache([])
-        self._num_cache_changes = 0
+        self._cache_log = CacheLog(order.worker_id, order.incarnation, self._cache)
+        self._is_snapshot_wanted = False
         prefill = PrefillRole(order, engine, memory, self._outbox, clock, pace)
         self._decode: DecodeRole | None = None
         if order.writes_answers:
@@ -164,6 +166,7 @@ class Worker:
             if isinstance(message, PeerGone):
                 self._lifeline.on_gone(message)
                 self._outbox.forget(message.address)
+            self._is_snapshot_wanted |= isinstance(message, CacheSnapshotWanted)
         done = self._steps.try_take()
         if done is not None:
             outcome, duration_s = done
@@ -203,21 +206,23 @@ class Worker:
         if self._decode is None:
             return
         order = self._order
-        message = self._decode.report.take(order.worker_id, order.incarnation, self._take_cache_change())
-        if message is None:
-            return
-        try:
-            self._outbox.send(order.router_endpoint, message)
-        except PeerUnreachableError as error:
-            # The router hears nothing of these requests again and fails them at their deadlines.
-            log.error("lost %d token events: %s", len(message.tokens), error)  # noqa: TRY400  no traceback wanted
+        message = self._decode.report.take(order.worker_id, order.incarnation, self._cache_log.take_change())
+        if message is not None:
+            try:
+                self._outbox.send(order.router_endpoint, message)
+            except PeerUnreachableError as error:
+                # The router hears nothing of these requests again and fails them at their deadlines.
+                log.error("lost %d token events: %s", len(message.tokens), error)  # noqa: TRY400  no traceback wanted
+        if self._is_snapshot_wanted:
+            self._send_snapshot()
 
-    def _take_cache_change(self) -> CacheChange | None:
-        stored, removed = self._cache.take_changes()
-        if not (stored or removed):
-            return None
-        self._num_cache_changes += 1
-        return CacheChange(sequence=self._num_cache_changes, stored=stored, removed=removed)
+    def _send_snapshot(self) -> None:
+        self._is_snapshot_wanted = False
+        try:
+            for piece in self._cache_log.snapshot():
+                self._outbox.send(self._order.router_endpoint, piece)
+        except PeerUnreachableError as error:
+            log.warning("the router will ask again for what is cached: %s", error)
 
     def _send_heartbeat(self, state: WorkerState) -> None:
         self._next_heartbeat_s = self._clock.now_s() + HEARTBEAT_INTERVAL_S
@@ -243,6 +248,7 @@ class Worker:
             prefill_share=self._speed.prefill_share,
             copy_block_s=0.0 if self._decode is None else self._decode.copies.block_s,
             num_dropped_messages=self._inbox.num_dropped,
+            cache_sequence=self._cache_log.sequence,
         )
         heartbeat = Heartbeat(role=order.role, address=order.address, status=status)
         try:
