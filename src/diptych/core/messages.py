@@ -22,7 +22,7 @@ from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
 from diptych.core.request import Request, SampledToken, SamplingParams, TokenLogprobs
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Stands before every message (wire/frame.py). It changes with any of them, and is at most 255."""
 
 
@@ -131,6 +131,8 @@ class Grant(Message, frozen=True, kw_only=True):
     that is to be written."""
     block_table: list[Annotated[BlockId, Meta(ge=0, lt=2**31)]]
     """Enough blocks for the whole prompt; those of the cached tokens are shared and must not be written."""
+    shared_epochs: list[Epoch]
+    """Under which the shared blocks, the first ones, were written."""
     sampling: SamplingParams
     choices: list[Index]
     """Which answers of the request begin with this prompt: a first token is sampled for each. None if the answer has
@@ -164,8 +166,6 @@ class Filled(Message, frozen=True, kw_only=True):
     """As in `Started`."""
     prefill_started_s: Seconds
     first_token_s: Seconds
-    kv_checksum: Annotated[int, Meta(ge=0, lt=2**32)] | None
-    """CRC-32 of the blocks that I wrote, where checksums are switched on."""
 
 
 class GrantEnded(Message, frozen=True, kw_only=True):
@@ -300,6 +300,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Of its time of late, spent on prompts."""
     num_dropped_messages: Count = 0
     """That came to it and were none, or made no sense."""
+    num_damaged_blocks: Count = 0
+    """How often it met a block that does not hold what was written there; 0 without --kv-checksums."""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):

@@ -131,6 +131,20 @@ class PrefixCache:
         self._pool.share(block_id)
         self._note(block_hash, self._stored, self._removed)
 
+    def findable_blocks(self) -> list[BlockId]:
+        """Return all blocks that can be found, in use or not."""
+        return list(self._hash_of)
+
+    def owns(self, block_id: BlockId) -> bool:
+        """Tell whether this is one of the worker's blocks."""
+        return block_id in self._pool
+
+    def forget(self, block_id: BlockId) -> None:
+        """Let nobody find a block any more, if anybody could; its users keep it."""
+        if block_id in self._hash_of:
+            self._evictable.discard(block_id)
+            self._evict(block_id)
+
     def release(self, block_ids: Sequence[BlockId]) -> None:
         """Drop one reference on each of a sequence's blocks, given in the sequence's order.
 

@@ -77,6 +77,7 @@ class Worker:
         """`context` and `inbox` are its own, and closed at the end of `run`."""
         self._order = order
         self._engine = engine
+        self._memory = memory
         self._clock = clock
         self._lifeline = lifeline
         self._context = context
@@ -108,7 +109,6 @@ class Worker:
             self._decode = DecodeRole(
                 order,
                 engine,
-                memory,
                 blocks,
                 self._outbox,
                 clock,
@@ -178,7 +178,7 @@ class Worker:
         if not parts:
             return
         self._step_work = work_of(parts)
-        self._lifeline.on_step_begin(self._speed.predict_slow_s(*self._step_work))
+        self._lifeline.on_step_begin(self._speed.predict_slow_s(*self._step_work) + self._memory.checking_s(parts))
         self._steps.start(parts)
         self._role.prepare_sampling()
 
@@ -225,6 +225,7 @@ class Worker:
             cost_scale=self._speed.cost_scale,
             prefill_share=self._speed.prefill_share,
             num_dropped_messages=self._inbox.num_dropped,
+            num_damaged_blocks=self._memory.num_damaged_blocks,
         )
         heartbeat = Heartbeat(role=order.role, address=order.address, status=status)
         try:
@@ -287,8 +288,8 @@ def _start(control: ControlChannel[FromLauncher]) -> Worker:
     blocks_at = header_bytes(header.num_blocks, header.shape.extent_blocks)
     blocks = segment.view(blocks_at, header.num_blocks * layout.block_bytes)
     engine.bind(blocks, header.num_blocks)
-    memory, lifeline = WorkerMemory(header, blocks, layout), Lifeline(control, clock)
-    return Worker(order, engine, memory, lease, clock, lifeline, context, inbox)
+    memory = WorkerMemory(header, blocks, layout, has_checksums=order.has_kv_checksums)
+    return Worker(order, engine, memory, lease, clock, Lifeline(control, clock), context, inbox)
 
 
 def main() -> int:
