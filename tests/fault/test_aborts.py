@@ -18,8 +18,8 @@ from tests.modeled_answers import expected_text, make_prompt
 from diptych.frontend.text.tokenizer import Tokenizer
 
 NUM_LEAVERS = 8
-NUM_REQUESTS_EACH = 140
-STAYING_SHARE = 0.07
+NUM_REQUESTS_EACH = 132
+STAYING_SHARE = 0.05
 SHARED_TOKENS = 320
 
 
@@ -38,7 +38,7 @@ def leave_often(server: LiveServer, tokenizer: Tokenizer, seed: int) -> int:
         with server.unanswered(prompt, max_tokens=num_tokens, stream=draw.random() < 0.5) as connection:
             if draw.random() < 0.3:
                 connection.shutdown(socket.SHUT_WR)
-            time.sleep(draw.expovariate(30.0))
+            time.sleep(draw.expovariate(50.0))
     return num_answers
 
 

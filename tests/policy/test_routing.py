@@ -148,6 +148,7 @@ def test_prefill_path() -> None:
     prefills = [idle_prefill(0)]
     assert choose_prefill_path(33, decode, prefills, 32) == "prefill-0"
     assert choose_prefill_path(32, decode, prefills, 32) is None
+    assert choose_prefill_path(1, decode, prefills, 0) == "prefill-0", "0 tokens here means none, not any"
     assert choose_prefill_path(3000, mixed, prefills, 32) is None
     assert choose_prefill_path(3000, decode, [], 32) is None
     assert choose_prefill_path(3000, decode, [replace(prefills[0], is_accepting=False)], 32) is None
