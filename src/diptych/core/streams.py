@@ -63,26 +63,35 @@ class _Stdout(io.TextIOWrapper):
 
 def use_unfailing_stderr() -> None:
     """Let no log line and no progress fail because stderr does."""
-    _, binary, encoding = _parts(sys.stderr, STANDARD_DESCRIPTORS[2])
+    stream = sys.stderr
+    binary = _try_reopen(stream, STANDARD_DESCRIPTORS[2])
     if binary is not None:
-        sys.stderr = _Stderr(binary, encoding=encoding, errors="backslashreplace", line_buffering=True)
+        sys.stderr = _Stderr(binary, encoding=_encoding(stream), errors="backslashreplace", line_buffering=True)
 
 
 def use_unfailing_stdout() -> None:
     """Let printing never fail; `take_stdout_error` says whether it has."""
-    is_by_line, binary, encoding = _parts(sys.stdout, STANDARD_DESCRIPTORS[1])
+    stream = sys.stdout
+    is_by_line = stream is not None and stream.isatty()
+    binary = _try_reopen(stream, STANDARD_DESCRIPTORS[1])
     if binary is not None:
-        sys.stdout = _Stdout(binary, encoding=encoding, line_buffering=is_by_line)
+        sys.stdout = _Stdout(binary, encoding=_encoding(stream), line_buffering=is_by_line)
 
 
-def _parts(stream: TextIO | None, descriptor: int) -> tuple[bool, BinaryIO | None, str]:
-    """Return whether a stream writes line by line, what is under it, and its encoding; nothing of a test's stand-in."""
-    if stream is None:  # it was closed when Python started
-        return False, open(descriptor, "wb", closefd=False), "utf-8"
-    if not isinstance(stream, io.TextIOWrapper):
-        return False, None, ""
-    is_by_line, encoding = stream.line_buffering, stream.encoding
-    return is_by_line, stream.detach(), encoding
+def _try_reopen(stream: TextIO | None, descriptor: int) -> BinaryIO | None:
+    """Return what writes to a standard descriptor; None where a test has put something else in its place.
+
+    The stream that was there stays whole: others may have kept it, as log handlers do.
+    """
+    if stream is not None:  # else it was closed when Python started
+        if not isinstance(stream, io.TextIOWrapper) or stream.fileno() != descriptor:
+            return None
+        stream.flush()
+    return open(descriptor, "wb", closefd=False)
+
+
+def _encoding(stream: TextIO | None) -> str:
+    return "utf-8" if stream is None else stream.encoding
 
 
 def take_stdout_error() -> OSError | None:
