@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.bench.conftest import MakeSample
+from tests.small_disk import fill_up, small_disk
 
 from diptych.bench.measure import ratios_of
 from diptych.bench.record import Recorder, Result, Sweep, TargetFacts, load, load_samples, new_result
@@ -51,6 +52,22 @@ def test_what_was_kept_can_be_read_again(tmp_path: Path, make_sample: MakeSample
     assert samples[2].tpot_s == pytest.approx(0.02, abs=1e-4)
     assert (samples[-1].status, samples[-1].error) == (429, "HTTP 429: busy")
     assert load_samples(tmp_path / "new" / "folder", 99) == []
+
+
+def test_on_a_full_disk_what_was_kept_can_still_be_read(tmp_path: Path, make_sample: MakeSample) -> None:
+    with small_disk(tmp_path / "disk", "size=128k") as disk:
+        recorder = start(disk / "results")
+        with pytest.raises(BenchError, match=r"^cannot write to .*/results: No space left on device; make room there"):
+            for _ in range(1000):
+                fill(recorder, make_sample)
+        filler = fill_up(disk)
+        with pytest.raises(BenchError, match="what was measured before is kept"):
+            fill(recorder, make_sample)
+        kept = load(disk / "results")
+        assert kept.runs
+        assert all(len(load_samples(disk / "results", run.number)) == 11 for run in kept.runs)
+        assert {path.name for path in (disk / "results").iterdir()} == {"result.json", "samples.jsonl.gz"}
+        filler.unlink()
 
 
 def test_nothing_is_overwritten(tmp_path: Path, make_sample: MakeSample) -> None:

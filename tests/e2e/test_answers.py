@@ -93,7 +93,7 @@ def test_same_seed_same_answer_whatever_the_path(
 
 
 def test_preempted_answers_are_right(modeled_server: StartServer, tokenizer: Tokenizer) -> None:
-    server = modeled_server(kv_bytes=100_000)
+    server = modeled_server(kv_bytes=104_000)
     prompts = [make_prompt(500 + index, 5000 + index) for index in range(24)]
     answers = server.complete_all(prompts, max_tokens=120)
     assert [answer.text for answer in answers] == [expected_text(tokenizer, prompt, 120) for prompt in prompts]
@@ -115,5 +115,7 @@ def test_every_request_ends_in_exactly_one_way(shared_modeled_server: LiveServer
     assert sorted(record["outcome"] for record in records) == ["aborted", "length", "length", "length", "length"]
     assert len({record["request_id"] for record in records}) == 5
     for record in records:
+        if record["outcome"] == "length":
+            assert set(record["timeline"]) == set(Lifecycle) - {Lifecycle.PREEMPTED, Lifecycle.MIGRATED}
         times = [record["timeline"][event] for event in Lifecycle if event in record["timeline"]]
         assert times == sorted(times), f"{record['request_id']}: {record['timeline']}"

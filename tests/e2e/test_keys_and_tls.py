@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from tests.certificates import make_certificate, shown_certificate
 from tests.live_process import Command, StartCommand
 from tests.live_server import LiveServer, eventually
 
@@ -52,11 +53,7 @@ def complaint_of(command: Command) -> str:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return a self-signed certificate for 127.0.0.1 and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True, timeout=60)
-    return certificate, key
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 # Keys
@@ -158,8 +155,8 @@ def test_without_one_if_so_told() -> None:
 # HTTPS
 
 
-def test_https(certificate: tuple[Path, Path], start_command: StartCommand) -> None:
-    cert, key = certificate
+def test_https(start_command: StartCommand, tmp_path: Path) -> None:
+    cert, key = make_certificate(tmp_path)
     with modeled(tls_cert=cert, tls_key=key) as server:
         assert server.url.startswith("https://127.0.0.1:")
         assert server.status()["health"] == "ready", "the launcher knows its own certificate"
@@ -175,6 +172,10 @@ def test_https(certificate: tuple[Path, Path], start_command: StartCommand) -> N
         assert shown.wait_for_exit() == 0, shown.stderr
         assert "pass --ca-cert FILE" in complaint_of(start_command("status", "--url", server.url))
         _check_versions(server.url, cert)
+        make_certificate(tmp_path)
+        port = httpx.URL(server.url).port or 443
+        eventually(lambda: shown_certificate(port) == cert.read_text(), "the renewed certificate")
+        assert server.status()["health"] == "ready", "the launcher knows the new one, too"
 
 
 def _check_versions(url: str, cert: Path) -> None:

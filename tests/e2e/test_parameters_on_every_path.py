@@ -52,7 +52,7 @@ def test_the_path_does_not_show(modeled_server: StartServer, name: str) -> None:
 def test_preempted_requests_get_what_they_asked_for(modeled_server: StartServer) -> None:
     prompts = [make_prompt(500 + number, number) for number in range(16)]
     wanted = REQUESTS["everything"] | {"max_tokens": 90}
-    roomy, tight = modeled_server(), modeled_server(kv_bytes=100_000)
+    roomy, tight = modeled_server(), modeled_server(kv_bytes=104_000)
     alone = [answer(roomy, prompt, wanted) for prompt in prompts]
     with ThreadPoolExecutor(len(prompts)) as pool:
         assert list(pool.map(lambda prompt: answer(tight, prompt, wanted), prompts)) == alone

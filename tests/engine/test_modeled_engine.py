@@ -64,7 +64,7 @@ def test_any_other_token_changes_the_answer(prompt: list[int], position: int, di
     assert expected_tokens(prompt, 6, VOCAB_SIZE) != expected_tokens(other, 6, VOCAB_SIZE)
 
 
-@pytest.mark.parametrize("mistake", ["wrong block", "overwritten block", "skipped chunk"])
+@pytest.mark.parametrize("mistake", ["wrong block", "another's block early on", "overwritten block", "skipped chunk"])
 def test_mistakes_with_blocks_change_the_answer(mistake: str) -> None:
     engine, memory = bound_engine()
     prompt, table = list(range(64)), [BlockId(3), BlockId(5), BlockId(1)]
@@ -72,6 +72,9 @@ def test_mistakes_with_blocks_change_the_answer(mistake: str) -> None:
         engine.step([Row(prompt[:60], 0, table, 0)])
     if mistake == "overwritten block":
         engine.step([Row([9] * 32, 0, [table[1]], 0)])
+    if mistake == "another's block early on":
+        engine.step([Row(prompt[1:33], 0, [BlockId(6)], 0)])
+        table[0] = BlockId(6)
     if mistake == "wrong block":
         table[1] = BlockId(4)
 

@@ -66,6 +66,38 @@ def test_blocks_without_a_hash_are_free_at_once() -> None:
     assert counts(cache) == (2, 0, 2)
 
 
+def test_a_forgotten_block_is_found_no_more_and_its_users_keep_it() -> None:
+    cache = cache_of(3)
+    used, unused = compute(cache, names("a", "b"))
+    cache.release([unused])
+    cache.take_changes()
+    for block_id in (used, unused, unused):
+        cache.forget(block_id)
+
+    assert cache.longest_match_blocks(names("a")) == cache.longest_match_blocks(names("b")) == 0
+    assert counts(cache) == (2, 0, 2), "what nobody used is free"
+    assert cache.take_changes() == ([], names("b", "a")), "what follows it goes too"
+    cache.release([used])
+    assert counts(cache) == (3, 0, 3)
+    assert cache.owns(used)
+    assert not cache.owns(BlockId(5))
+
+
+def test_behind_a_forgotten_block_nothing_is_found() -> None:
+    cache = cache_of(6)
+    first, second = compute(cache, names("a", "b")), compute(cache, names("a", "b"))
+    cache.forget(second[0])
+    assert cache.longest_match_blocks(names("a", "b")) == 0, "one of its content might be the damaged one"
+    (more,) = allocate(cache, 1)
+    cache.insert(names("c")[0], more, first[1])
+    assert cache.findable() == []
+    cache.release([*first, more])
+    cache.release(second)
+    assert counts(cache) == (6, 0, 6)
+    cache.release(compute(cache, names("a", "b", "c")))
+    assert cache.longest_match_blocks(names("a", "b", "c")) == 3, "computed anew"
+
+
 def test_a_block_in_use_is_never_evicted() -> None:
     cache = cache_of(3)
     first = compute(cache, names("a", "b"))

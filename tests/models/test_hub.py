@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from tests.small_disk import small_disk
 
 from diptych.core.errors import ModelError
 from diptych.models.resolution import resolve
@@ -30,6 +32,8 @@ class Hub:
     statuses: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Repository to the HTTP status and error code that it is refused with."""
     refused_files: set[str] = field(default_factory=set)
+    told_bytes: int | None = None
+    """How large it says that each file is; None: as large as it is."""
     breaks_once_after_bytes: int | None = None
     """Where the next transfer of a file breaks off."""
     requests: list[str] = field(default_factory=list)
@@ -71,7 +75,11 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, json.dumps(self._tree() if match["what"] == "tree" else self._info()).encode(), {})
 
     def _info(self) -> dict[str, object]:
-        siblings = [{"rfilename": name, "size": len(content)} for name, content in self.hub.files.items()]
+        told_bytes = self.hub.told_bytes
+        siblings = [
+            {"rfilename": name, "size": len(content) if told_bytes is None else told_bytes}
+            for name, content in self.hub.files.items()
+        ]
         return {"id": "org/name", "sha": COMMIT, "siblings": siblings, "tags": ["license:mit"], "private": False}
 
     def _tree(self) -> list[dict[str, object]]:
@@ -161,6 +169,21 @@ def test_a_gguf_repository_is_fetched_and_converted(hub: Hub, tiny_gguf_bytes: b
     assert folder.license == "mit"
     assert hub.downloads() == ["m-Q8_0.gguf"]
     assert not list(cache.rglob("*.gguf"))
+
+
+def test_a_disk_that_is_full_before_all_has_come_is_one_line(
+    hub: Hub, ir_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.files = ir_files | {"openvino_model.bin": bytes(3_000_000)}
+    hub.told_bytes = 1  # else there would be no try
+    with small_disk(tmp_path / "disk", "size=2m") as disk:
+        with pytest.raises(ModelError, match=rf"^no space left in {disk}[^\n]*$"):
+            resolve("org/name", cache=disk)
+        assert [path for path in (disk / "models").iterdir() if not path.name.startswith(".")] == []
+        subprocess.run(["/bin/mount", "-o", "remount,size=20m", str(disk)], check=True, timeout=10)
+        hub.told_bytes = None
+        folder = resolve("org/name", cache=disk)
+        assert (folder.path / "openvino_model.bin").read_bytes() == bytes(3_000_000), "no half file was taken for whole"
 
 
 def test_a_token_is_sent(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

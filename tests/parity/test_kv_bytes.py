@@ -8,11 +8,12 @@ import pytest
 from tests.live_server import LiveServer
 from tests.parity.reference import BareEngine
 
-from diptych.core.ids import BlockId
+from diptych.core.errors import DamagedBlockError
+from diptych.core.ids import RequestId
 from diptych.engine.base import Row
 from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.transfer.segment import Segment
-from diptych.worker.memory import WorkerMemory
+from diptych.worker.memory import StepPart, WorkerMemory
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ class OtherWorker:
         header = SegmentHeader.create(
             memoryview(header_map), self.num_blocks, self.layout.block_bytes, self.layout.fingerprint, "key"
         )
-        self.memory = WorkerMemory(header, self.blocks, self.layout)
+        self.memory = WorkerMemory(header, self.blocks, self.layout, has_checksums=True)
 
     @contextmanager
     def bit_flipped(self, offset: int) -> Iterator[None]:
@@ -51,30 +52,24 @@ class OtherWorker:
         self.blocks[offset] ^= 1
 
 
-def test_a_single_bit_changes_the_checksum(bare_engine: BareEngine, prompts: list[list[int]]) -> None:
-    prompt = prompts[3]
+def test_a_single_bit_of_what_is_read_is_noticed(bare_engine: BareEngine, prompts: list[list[int]]) -> None:
+    prompt, epoch = prompts[3], 9
     table, unused = bare_engine.block_tables([len(prompt), 1])
-    bare_engine.engine.step([Row(prompt, 0, table, 1)])
     other = OtherWorker(bare_engine)
-
-    def checksum(begin: int = 0) -> int:
-        return other.memory.checksum_written(table, begin, len(prompt))
-
-    written, written_behind_first = checksum(), checksum(other.layout.block_size)
-    for block_id in table:
+    other.memory.header.reserve(table, epoch)
+    num_past = len(prompt) - 1
+    other.memory.run_step(bare_engine.engine, [StepPart(Row(prompt[:num_past], 0, table, 0), RequestId("r"), epoch)])
+    last = [StepPart(Row(prompt[num_past:], num_past, table, 1), RequestId("r"), epoch)]
+    damaged = 0
+    for block_id in table[: other.layout.num_blocks_for(num_past)]:
         for begin, num_bytes in other.layout.block_spans(block_id, other.num_blocks):
             for offset in (begin, begin + num_bytes // 3, begin + num_bytes - 1):
-                with other.bit_flipped(offset):
-                    assert checksum() != written, f"byte {offset} of block {block_id} is not covered"
-    assert checksum() == written
-    with other.bit_flipped(_first_byte(other, unused[0])):
-        assert checksum() == written, "a block of others is covered"
-    with other.bit_flipped(_first_byte(other, table[0])):
-        assert checksum(other.layout.block_size) == written_behind_first, "a cached block is covered"
-
-
-def _first_byte(other: OtherWorker, block_id: BlockId) -> int:
-    return other.layout.block_spans(block_id, other.num_blocks)[0][0]
+                damaged += 1
+                with other.bit_flipped(offset), pytest.raises(DamagedBlockError, match=f"KV block {block_id} does not"):
+                    other.memory.run_step(bare_engine.engine, last)
+    assert other.memory.num_damaged_blocks == damaged > 0
+    with other.bit_flipped(other.layout.block_spans(unused[0], other.num_blocks)[0][0]):
+        assert len(other.memory.run_step(bare_engine.engine, last)) == 1, "a block of others is none of its business"
 
 
 def test_decode_reads_what_prefill_wrote(bare_engine: BareEngine, prompts: list[list[int]]) -> None:

@@ -79,6 +79,14 @@ class CacheLife(RuleBasedStateMachine):
         self.running[at] = (prompt, blocks, max(end, num_done))
 
     @precondition(lambda self: self.running)
+    @rule(pick=PICKS, index=st.integers(0, 5))
+    def damage(self, pick: int, index: int) -> None:
+        """A block does not hold what it should; its users may go on for a while."""
+        _, blocks, _ = self.running[pick % len(self.running)]
+        if blocks:
+            self.cache.forget(blocks[index % len(blocks)])
+
+    @precondition(lambda self: self.running)
     @rule(pick=PICKS)
     def finish(self, pick: int) -> None:
         self.cache.release(self.running.pop(pick % len(self.running))[1])
@@ -162,7 +170,12 @@ def test_long_lives_of_a_full_cache(seed: int) -> None:
         ]
         if life.running:
             computing = [partial(life.compute, pick, chance.randrange(1, 4)), partial(life.admit_again, pick)]
-            steps += [*computing, partial(life.give_the_last_hit_back, pick), partial(life.fork, pick)]
+            steps += [
+                *computing,
+                partial(life.damage, pick, chance.randrange(6)),
+                partial(life.give_the_last_hit_back, pick),
+                partial(life.fork, pick),
+            ]
             steps += [partial(life.finish, pick)] * (4 + len(life.running))
         chance.choice(steps)()
         life.blocks_add_up()

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from diptych.core.errors import (
+    InternalError,
     InvalidRequestError,
     RequestError,
     RequestTimeoutError,
@@ -83,7 +84,7 @@ def test_a_refusal_is_final_if_nobody_else_is_there_or_time_is_up(cluster: "Clus
     [
         (FailureKind.INVALID, InvalidRequestError),
         (FailureKind.TIMEOUT, RequestTimeoutError),
-        (FailureKind.ERROR, UnavailableError),
+        (FailureKind.ERROR, InternalError),
     ],
 )
 def test_failures_reach_the_client_after_its_tokens(

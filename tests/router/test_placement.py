@@ -54,6 +54,24 @@ def test_counts_grow_with_the_answer_and_end_with_it(cluster: "Cluster") -> None
     cluster.run(scenario())
 
 
+def test_a_burst_is_shared_with_a_worker_that_has_just_come_back(cluster: "Cluster") -> None:
+    """No heartbeat comes while it lasts: what counts is what was sent, and the newcomer looks empty all the time."""
+
+    async def scenario() -> None:
+        cluster.exited("decode-1")
+        answers = [await cluster.start(cluster.request(f"early{number}")) for number in range(5)]
+        assert {worker for worker, *_ in cluster.submits()} == {"decode-0"}
+        cluster.heartbeat("decode-1", incarnation=2)
+        answers += [await cluster.start(cluster.request(f"late{number}")) for number in range(20)]
+        owners = [worker for worker, *_ in cluster.submits()]
+        assert abs(owners.count("decode-0") - owners.count("decode-1")) <= 1, owners
+        for answer in answers:
+            answer.cancel()
+        await asyncio.wait(answers)
+
+    cluster.run(scenario())
+
+
 def test_the_prompt_of_a_dead_prefill_worker_becomes_its_decode_workers_load(cluster: "Cluster") -> None:
     async def scenario() -> None:
         answer = await cluster.start(cluster.request(num_prompt_tokens=10))

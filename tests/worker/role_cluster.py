@@ -17,7 +17,7 @@ import pytest
 
 from diptych.core.clock import VirtualClock
 from diptych.core.control import ModelOrder, WorkerOrder
-from diptych.core.errors import EngineError, GrammarError, PeerUnreachableError
+from diptych.core.errors import DamagedBlockError, EngineError, GrammarError, PeerUnreachableError
 from diptych.core.events import FinishReason
 from diptych.core.ids import BlockId, RequestId, WorkerId
 from diptych.core.messages import (
@@ -234,7 +234,7 @@ class RoleWorker:
         self.memory = memory
         self.parts: list[StepPart] | None = None
         """Of the running step."""
-        self._outcome: Logits | None = None
+        self._outcome: Logits | EngineError | None = None
         self.num_steps = 0
 
     @property
@@ -268,7 +268,10 @@ class RoleWorker:
         """Compute the running step, unless that has been done. Nobody may have got its blocks since it began."""
         assert self.parts is not None
         if self._outcome is None:
-            self._outcome = self.memory.run_step(self.engine, self.parts)
+            try:
+                self._outcome = self.memory.run_step(self.engine, self.parts)
+            except DamagedBlockError as error:
+                self._outcome = error
 
     def end(self, failure: EngineError | None = None) -> None:
         """Let the role have the running step's result, or `failure` in place of it."""
@@ -331,7 +334,8 @@ class RoleCluster:
         held = Orphans.of(self.header, worker_id).cached()
         engine = self._engine()
         engine.bind(self._blocks, self.header.num_blocks)
-        memory = WorkerMemory(self.header, self._blocks, engine.layout)
+        has_checksums = self.settings.has_kv_checksums
+        memory = WorkerMemory(self.header, self._blocks, engine.layout, has_checksums=has_checksums)
         order = self._order(worker_id, role)
         outbox = RecordingOutbox(self.letters, worker_id)
         costs = SMOLLM2_135M_ONE_AVX2_CORE
@@ -689,8 +693,12 @@ class RoleCluster:
         return states[1:]
 
     def _states_in(self, block_id: BlockId) -> list[int]:
+        return list(self.bytes_of(block_id).cast("Q"))
+
+    def bytes_of(self, block_id: BlockId) -> memoryview:
+        """Return a block's bytes, which a test may change."""
         num_bytes = self.header.shape.block_bytes
-        return list(self._blocks[block_id * num_bytes : (block_id + 1) * num_bytes].cast("Q"))
+        return self._blocks[block_id * num_bytes : (block_id + 1) * num_bytes]
 
 
 def start_roles(**changes: Any) -> RoleCluster:

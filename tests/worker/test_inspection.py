@@ -110,6 +110,7 @@ GRANTS: list[dict[str, Any]] = [
     {"arrived_s": 1e9},
     {"epoch": 5},
     {"epoch": 0},
+    {"shared_epochs": [-1]},
     {"sampling": None},
     *[{f"sampling__{name}": value for name, value in sampling.items()} for sampling in SAMPLINGS],
 ]
@@ -271,7 +272,6 @@ def test_a_prompt_whose_reader_is_not_there_is_read_here(reader: PeerAddress) ->
         {"request_id": "another"},
         {"first_token_s": math.nan},
         {"prefill_started_s": -1.0},
-        {"kv_checksum": -1},
         {"epoch": 10**9},
     ],
     ids=str,

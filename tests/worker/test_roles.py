@@ -463,23 +463,6 @@ def test_a_failed_decode_step_fails_its_requests_alone() -> None:
     cluster.check_idle()
 
 
-@pytest.mark.parametrize("damaged_position", [0, 40, 63])
-def test_checksums_find_damaged_blocks(damaged_position: int) -> None:
-    cluster = start_roles(has_kv_checksums=True)
-    heard = cluster.submit(LONG[:64])
-    bring_to(cluster, heard, "in step")
-    cluster.end("prefill-0")
-    (sequence,) = cluster.workers["decode-0"].decode.roster.placed
-    block_id = sequence.block_table[damaged_position // 32]
-    cluster._blocks[block_id * 256 + damaged_position % 32 * 8] ^= 1
-    cluster.run()
-
-    (end,) = heard.ends
-    assert isinstance(end, Failed)
-    assert end.kind is FailureKind.ERROR
-    assert "checksums" in end.message
-
-
 # The prefill role alone
 
 

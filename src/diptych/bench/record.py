@@ -7,6 +7,9 @@ Both are written after every run, so that an interrupted measurement keeps what 
 """
 
 import gzip
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from diptych.bench.statistics import Estimate
 from diptych.bench.summary import RunSummary
 from diptych.core.errors import BenchError, ConfigError
 from diptych.core.slo import Slo
+from diptych.core.whole_file import write_whole
 from diptych.hardware.host import HostFacts, host_facts, software_versions
 
 RESULT, SAMPLES = "result.json", "samples.jsonl.gz"
@@ -119,22 +123,55 @@ class Recorder:
         ]
 
     def add_run(self, target: str, seed: int, samples: list[Sample], summary: RunSummary) -> Run:
-        """Keep a run."""
+        """Keep a run.
+
+        Raises: BenchError if it cannot be written; all runs before it are kept.
+        """
         run = Run(number=len(self.result.runs), target=target, seed=seed, summary=summary)
-        self.result.runs.append(run)
         lines = b"".join(msgspec.json.encode(_packed(run.number, sample)) + b"\n" for sample in samples)
-        with (self.folder / SAMPLES).open("ab") as file:
-            file.write(gzip.compress(lines, mtime=0))  # members of a gzip file may follow each other
+        with explain_write_errors(self.folder):
+            _append(
+                self.folder / SAMPLES, gzip.compress(lines, mtime=0)
+            )  # members of a gzip file may follow each other
+        self.result.runs.append(run)
         self.save()
         return run
 
     def save(self) -> None:
-        """Write the result as it is."""
-        text = msgspec.json.format(msgspec.json.encode(self.result), indent=1)
-        path = self.folder / RESULT
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(text)
-        temporary.replace(path)
+        """Write the result as it is.
+
+        Raises: BenchError if it cannot be written; the one before it is kept.
+        """
+        with explain_write_errors(self.folder):
+            write_whole(self.folder / RESULT, msgspec.json.format(msgspec.json.encode(self.result), indent=1))
+
+
+@contextmanager
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn the system's refusals to write below `folder` into one line.
+
+    Raises: BenchError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BenchError(
+            f"cannot write to {folder}: {error.strerror}; make room there, or choose another --output: "
+            "what was measured before is kept"
+        ) from None
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Append all of `content` to a file, or on an OSError nothing of it."""
+    with path.open("ab", buffering=0) as file:
+        num_bytes = file.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(num_bytes)
+            raise
 
 
 def _packed(run: int, sample: Sample) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Exit status: 0 done, 1 an error of ours, 2 wrong usage, 130 ended by Ctrl-C before it was ready.
 """
 
+import errno
 import sys
 from typing import Annotated
 
@@ -17,6 +18,12 @@ from diptych.cli.serve import serve_command
 from diptych.cli.status import status_command
 from diptych.cli.workers import drain_command, restart_command
 from diptych.core.errors import DiptychError
+from diptych.core.streams import (
+    occupy_standard_descriptors,
+    take_stdout_error,
+    use_unfailing_stderr,
+    use_unfailing_stdout,
+)
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -54,11 +61,27 @@ def _common(
 
 
 def main() -> None:
-    """Run `diptych`; every error of ours ends as one line on stderr."""
+    """Run `diptych`; every error of ours ends as one line on stderr, and so does a stdout that takes nothing."""
+    occupy_standard_descriptors()
+    use_unfailing_stderr()
+    use_unfailing_stdout()
+    status: int | str | None = 0
     try:
         app()
     except DiptychError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_ERROR)
+        status = _complain(str(error))
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        status = EXIT_INTERRUPTED
+    except SystemExit as end:
+        status = end.code
+    lost = take_stdout_error()
+    if lost is not None and lost.errno == errno.EPIPE:
+        status = EXIT_ERROR  # as with `| head`: whoever was reading has seen enough
+    elif lost is not None:
+        status = _complain(f"cannot write to standard output: {lost.strerror}")
+    sys.exit(status)
+
+
+def _complain(text: str) -> int:
+    typer.echo(f"error: {text}", err=True)
+    return EXIT_ERROR

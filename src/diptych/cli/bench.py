@@ -16,7 +16,7 @@ from rich.table import Table
 
 from diptych.bench.completions import ApiRoute
 from diptych.bench.measure import Bench, Method
-from diptych.bench.record import Recorder, TargetFacts, load, new_result
+from diptych.bench.record import Recorder, TargetFacts, explain_write_errors, load, new_result
 from diptych.bench.report.figures import draw, require_matplotlib
 from diptych.bench.report.page import write_page
 from diptych.bench.report.words import RUN_HEADINGS, goodput_rows, run_rows, slo_text, verdicts, warnings
@@ -219,7 +219,9 @@ def report_command(
     """Draw the figures and write the page of an earlier measurement anew."""
     require_matplotlib()
     result = load(folder)
-    typer.echo(str(write_page(result, folder, draw(result, folder))))
+    with explain_write_errors(folder):
+        page = write_page(result, folder, draw(result, folder))
+    typer.echo(str(page))
 
 
 class _Job:
@@ -290,7 +292,9 @@ class _Job:
         for line in [*verdicts(result), *warnings(result)]:
             console.print(line, markup=False)
         if self._with_report:
-            console.print(f"report: {write_page(result, folder, draw(result, folder))}", markup=False)
+            with explain_write_errors(folder):
+                page = write_page(result, folder, draw(result, folder))
+            console.print(f"report: {page}", markup=False)
         console.print(f"results: {folder}", markup=False)
 
 

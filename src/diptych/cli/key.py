@@ -10,6 +10,7 @@ from rich.table import Table
 
 from diptych.core.api_keys import ApiKey, KeyLimits, hash_key
 from diptych.core.errors import ConfigError
+from diptych.core.streams import take_stdout_error
 from diptych.frontend.auth.key_file import MAX_LIMIT, changing_key_file, check_name, new_cache_salt, read_key_file
 
 key_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
@@ -60,6 +61,10 @@ def create_command(  # noqa: PLR0913, PLR0917  one parameter a flag
         salt = new_cache_salt() if cache_group is None else by_name[cache_group].cache_salt
         keys.append(ApiKey(name=name, hash=hash_key(key), cache_salt=salt, is_admin=admin, limits=limits))
     typer.echo(key)
+    if (lost := take_stdout_error()) is not None:
+        with changing_key_file(file) as keys:
+            keys[:] = [other for other in keys if other.name != name]
+        raise ConfigError(f"cannot show the key ({lost.strerror}), so {file} does not keep it either")
     typer.echo(f"{file} keeps its hash; this key is not shown again", err=True)
 
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from diptych.cli.status import workers_table
 from diptych.core.config import API_KEY_VARIABLE, LIST_SETTINGS, ServeConfig, load_config
 from diptych.core.errors import LaunchError
+from diptych.core.streams import take_stdout_error
 from diptych.launch.server import Server, serve
 from diptych.models import stderr_progress
 
@@ -105,6 +106,8 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
         )
     signals.on_ready()
     _introduce(console, server)
+    if (lost := take_stdout_error()) is not None:
+        console.print(f"cannot write to standard output ({lost.strerror}); serving at {server.url} all the same")
     _wait(server, signals)
     _end(console, server)
 

@@ -36,6 +36,8 @@ def status_command(
     for worker_id, info in status["workers"].items():
         if info["outlook"]:
             console.print(f"{worker_id}: {info['outlook']}")
+        if num_damaged := info["status"]["num_damaged_blocks"]:
+            console.print(f"{worker_id}: met {num_damaged} KV blocks that were written astray; its log names them")
     console.print(f"{status['model']}: {status['health']}, {status['num_requests']} requests running or waiting")
 
 

@@ -148,7 +148,8 @@ class ServeConfig(BaseModel):
         default=False, description="Reuse only blocks written by prefill, so caching never changes an answer."
     )
     kv_checksums: bool = Field(
-        default=False, description="Compare checksums of what prefill wrote and decode reads (slow)."
+        default=False,
+        description="Before every step compare all KV that it reads with what was written there (for debugging; slow).",
     )
 
     request_timeout_s: float = Field(

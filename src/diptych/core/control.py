@@ -74,7 +74,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     is_exact: bool
     """Whether to reuse only blocks written by prefill, so that answers do not depend on what is cached even in bf16."""
     has_kv_checksums: bool
-    """Whether to compare checksums of what prefill wrote and decode reads."""
+    """Whether to compare all KV that a step reads with what was written there."""
 
     @property
     def address(self) -> PeerAddress:

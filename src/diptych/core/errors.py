@@ -7,6 +7,7 @@ DiptychError
 ├── BenchError             something could not be measured; what was measured before is kept
 ├── EngineError            a step could not be computed; its sequences must not be continued
 │   ├── BlockTableError    a block table failed its check before the step; nothing was computed or written
+│   ├── DamagedBlockError  blocks do not hold what was written there; only who reads them must end
 │   └── GrammarError       an answer's grammar is wrong or cannot be followed; only its own request must end
 ├── ProtocolError          a peer sent what it must not send; the message was dropped
 ├── PeerUnreachableError   a peer takes no messages; the message was not sent
@@ -14,8 +15,11 @@ DiptychError
     ├── InvalidRequestError    400: the client must change the request
     ├── NotFoundError          404: no such model or route
     ├── OverloadedError        429: try again later, with Retry-After
+    ├── InternalError          500: a defect of ours; the log has the details
     └── UnavailableError       503: no worker can take it now
 """
+
+from diptych.core.ids import BlockId, RequestId
 
 
 class DiptychError(Exception):
@@ -41,9 +45,30 @@ class BenchError(DiptychError):
 class EngineError(DiptychError):
     """A step could not be computed; the KV of its sequences is undefined from the step's first token on."""
 
+    def concerns(self, request_id: RequestId, epoch: int) -> bool:
+        """Tell whether what a row of the step was of, under that epoch, must end."""
+        del request_id, epoch
+        return True
+
 
 class BlockTableError(EngineError):
     """A block table failed its check; nothing was computed and no block was written."""
+
+
+class DamagedBlockError(EngineError):
+    """Blocks do not hold what was written there; only who reads them must end, and no step of theirs counts."""
+
+    def __init__(
+        self, message: str, blocks: frozenset[tuple[BlockId, int]], readers: frozenset[tuple[RequestId, int]]
+    ) -> None:
+        """`blocks`: each with the epoch that was counted on; `readers`: requests and epochs of the rows concerned."""
+        super().__init__(message)
+        self.blocks = blocks
+        self.readers = readers
+
+    def concerns(self, request_id: RequestId, epoch: int) -> bool:
+        """Tell whether it is a reader."""
+        return (request_id, epoch) in self.readers
 
 
 class GrammarError(EngineError):
@@ -100,6 +125,14 @@ class OverloadedError(RequestError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class InternalError(RequestError):
+    """A defect of ours ended the request (HTTP 500); the log has the details."""
+
+    http_status = 500
+    kind = "server_error"
+    code = "internal_error"
 
 
 class UnavailableError(RequestError):

@@ -162,6 +162,8 @@ class Grant(Message, frozen=True, kw_only=True):
     that is to be written."""
     block_table: list[Annotated[BlockId, Meta(ge=0, lt=2**31)]]
     """Enough blocks for the whole prompt; those of the cached tokens are shared and must not be written."""
+    shared_epochs: list[Epoch]
+    """Under which the shared blocks, the first ones, were written."""
     sampling: SamplingParams
     choices: list[Index]
     """Which answers of the request begin with this prompt: a first token is sampled for each. None if the answer has
@@ -195,8 +197,6 @@ class Filled(Message, frozen=True, kw_only=True):
     """As in `Started`."""
     prefill_started_s: Seconds
     first_token_s: Seconds
-    kv_checksum: Annotated[int, Meta(ge=0, lt=2**32)] | None
-    """CRC-32 of the blocks that I wrote, where checksums are switched on."""
 
 
 class GrantEnded(Message, frozen=True, kw_only=True):
@@ -389,6 +389,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """That came to it and were none, or made no sense."""
     cache_sequence: Count = 0
     """Of the last change of its prefix cache: a router that has not heard of that one has missed some."""
+    num_damaged_blocks: Count = 0
+    """How often it met a block that does not hold what was written there; 0 without --kv-checksums."""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):

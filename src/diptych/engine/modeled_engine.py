@@ -1,9 +1,10 @@
 """An engine without weights: a cost model instead of time, and tokens that betray any mistake with KV.
 
 Its KV is real memory in real blocks: each token leaves a 64-bit state in its slot, computed from its id, its position
-and the state before it, *read back through the block table*. The next token is a function of the last state. So a
-wrong block table, a block that two sequences write, or a chunk that is skipped changes the answer, as it would with
-real weights; and the right answer is known without any engine (`expected_tokens`).
+and the state before it, *read back through the block table*. The next token is a function of the last state and of what
+every full block before it ends with: it attends to all of them, as real weights would. So a wrong block table, a block
+that two sequences write, or a chunk that is skipped changes the answer, wherever in the table it is; and the right
+answer is known without any engine (`expected_tokens`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,22 +36,29 @@ def next_state(state: int, token_id: int, position: int) -> int:
     return mixed ^ (mixed >> 29)
 
 
+def attend(seen: int, block_index: int, last_state: int) -> int:
+    """Return what a sequence has seen of its full blocks (0 before the first) when that one is full, too."""
+    return (seen + (2 * block_index + 1) * last_state) & MASK
+
+
 def token_of(state: int, vocab_size: int) -> int:
-    """Return the likeliest token after `state`."""
+    """Return the likeliest token after `state`, to which what has been seen of full blocks is added."""
     return FIRST_TOKEN_ID + state % (vocab_size - FIRST_TOKEN_ID)
 
 
 def expected_tokens(prompt_token_ids: Iterable[int], num_tokens: int, vocab_size: int) -> list[int]:
     """Return the greedy answer to a prompt."""
-    state, position = 0, 0
-    for token_id in prompt_token_ids:
+    tokens, answer = iter(prompt_token_ids), list[int]()
+    state, seen, position = 0, 0, 0
+    while len(answer) < num_tokens:
+        token_id = next(tokens, None)
+        if token_id is None:
+            token_id = token_of((state + seen) & MASK, vocab_size)
+            answer.append(token_id)
         state = next_state(state, token_id, position)
         position += 1
-    answer: list[int] = []
-    for _ in range(num_tokens):
-        answer.append(token_of(state, vocab_size))
-        state = next_state(state, answer[-1], position)
-        position += 1
+        if position % BLOCK_SIZE_TOKENS == 0:
+            seen = attend(seen, position // BLOCK_SIZE_TOKENS - 1, state)
     return answer
 
 
@@ -106,17 +114,28 @@ class ModeledEngine:
         return self._logits[: len(states)]
 
     def _write(self, row: Row) -> list[int]:
-        """Return the states that the row's tokens leave."""
+        """Write the states that the row's tokens leave; return what the next token after each of them follows from."""
         assert self._states is not None, "bind comes before step"
         position = row.num_past_tokens
         state = self._read(row.block_table, position - 1) if position else 0
+        seen = self._seen(row.block_table[: position // BLOCK_SIZE_TOKENS])
         written: list[int] = []
         for token_id in row.token_ids:
             state = next_state(state, token_id, position)
             self._states[row.block_table[position // BLOCK_SIZE_TOKENS], position % BLOCK_SIZE_TOKENS] = state
             position += 1
-            written.append(state)
+            if position % BLOCK_SIZE_TOKENS == 0:
+                seen = attend(seen, position // BLOCK_SIZE_TOKENS - 1, state)
+            written.append((state + seen) & MASK)
         return written
+
+    def _seen(self, full_blocks: Sequence[BlockId]) -> int:
+        """Return what `attend` comes to over these blocks, all at once."""
+        assert self._states is not None
+        if not full_blocks:
+            return 0
+        weights = np.arange(1, 2 * len(full_blocks), 2, dtype=np.uint64)
+        return int((self._states[list(full_blocks), -1] * weights).sum())
 
     def _read(self, block_table: Sequence[BlockId], position: int) -> int:
         assert self._states is not None

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from diptych.core.errors import InvalidRequestError, NotFoundError, OverloadedError, RequestError
+from diptych.core.errors import InternalError, InvalidRequestError, NotFoundError, OverloadedError, RequestError
 
 MAX_MESSAGE_CHARACTERS = 1000
 MAX_PARAM_CHARACTERS = 200
@@ -96,14 +96,6 @@ class MethodNotAllowedError(RequestError):
     http_status = 405
     kind = "invalid_request_error"
     code = "method_not_allowed"
-
-
-class InternalError(RequestError):
-    """A defect of ours (HTTP 500); the log has the details, the client does not."""
-
-    http_status = 500
-    kind = "server_error"
-    code = "internal_error"
 
 
 def error_body(error: RequestError) -> bytes:

@@ -14,9 +14,8 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from diptych.core.errors import RequestError
+from diptych.core.errors import InternalError, RequestError
 from diptych.frontend.client_connection import ClientConnection, ClientGoneError
-from diptych.frontend.errors import InternalError
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from diptych.core.errors import RequestError
+from diptych.core.errors import InternalError, RequestError
 from diptych.frontend.client_connection import ClientGoneError, Intake
-from diptych.frontend.errors import BodyTimeoutError, BodyTooLargeError, InternalError, error_response
+from diptych.frontend.errors import BodyTimeoutError, BodyTooLargeError, error_response
 
 log = logging.getLogger(__name__)
 

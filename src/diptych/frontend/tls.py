@@ -1,9 +1,42 @@
 """HTTPS: the server's own certificate, and how to talk to a server whose certificate one knows."""
 
+import logging
 import ssl
 from pathlib import Path
 
+from diptych.core.clock import Clock
 from diptych.core.errors import ConfigError
+from diptych.frontend.watched_files import WatchedFiles
+
+log = logging.getLogger(__name__)
+
+
+class ServerTls:
+    """The server's side of TLS. A certificate that is renewed on disk is shown from the next connection on.
+
+    Owned by the event loop. Connections that are open keep the one that they began with.
+    """
+
+    def __init__(self, certificate: Path, key: Path, clock: Clock) -> None:
+        """Read the files.
+
+        Raises: ConfigError if they cannot be used.
+        """
+        self._certificate, self._key = certificate.absolute(), key.absolute()
+        self._watched = WatchedFiles([self._certificate, self._key], clock)
+        self._current = server_tls(self._certificate, self._key)
+        self.context = server_tls(self._certificate, self._key)
+        """Listen with this one; it hands each connection over to the newest, also if the client names no server."""
+        self.context.sni_callback = self._on_client_hello
+
+    def _on_client_hello(self, connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _: ssl.SSLContext) -> None:
+        if self._watched.have_changed():
+            try:
+                # Into a context of its own: of two files that do not fit, or not yet, nothing is taken.
+                self._current = server_tls(self._certificate, self._key)
+            except ConfigError as error:
+                log.warning("the certificate stays as it was: %s", error)
+        connection.context = self._current
 
 
 def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -6,13 +6,13 @@ workers' steps really take.
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
 
 from diptych.core.cost_model import CostModel
 from diptych.core.errors import ConfigError
+from diptych.core.whole_file import write_whole
 
 PROFILE_FORMAT = 1
 
@@ -75,11 +75,9 @@ def write_profile(profile: Profile, path: Path) -> None:
 
     Raises: ConfigError if that cannot be done.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n")
-        part.replace(path)
+        write_whole(path, msgspec.json.format(msgspec.json.encode(profile), indent=2) + b"\n")
     except OSError as error:
         raise ConfigError(f"cannot write the profile {path}: {error.strerror}") from None
 

@@ -24,6 +24,9 @@ class BlockPool:
         # A stack: what was freed last is given out first, while it is still in the processor's caches.
         self._free = [block_id for block_id in reversed(ids) if not self._num_references[block_id]]
 
+    def __contains__(self, block_id: BlockId) -> bool:
+        return block_id in self._num_references
+
     @property
     def num_blocks(self) -> int:
         """Blocks that this pool gives out."""

@@ -8,6 +8,7 @@ commits what they hold after each step. There is no lock; each field has one wri
     extents    epoch, owner                           the launcher
     epochs     reservation epoch of each block        the worker that leases the block's extent
     slots      two commit records a block             the holder of the block's epoch (kv/commit_slots.py)
+    checksums  epoch and checksum of each block       who wrote it under that epoch (kv/checksums.py; else unused)
 
 Invariants: the epoch of an extent only grows; a worker never uses a reservation epoch twice; a block whose reservation
 epoch is not the writer's is not the writer's to write.
@@ -46,6 +47,8 @@ MAX_FINGERPRINT_BYTES = 32
 _MAGIC = b"DIPTYCH\n"
 _PAGE = struct.Struct(f"<{len(_MAGIC)}sIIQQ{MAX_FINGERPRINT_BYTES}s16s")
 _EPOCH_BYTES = 8
+_CHECKSUM_WORDS = 2
+_CHECKSUM_BYTES = 8 * _CHECKSUM_WORDS
 _EXTENT = np.dtype(
     [("epoch", np.uint64), ("owner", f"S{MAX_OWNER_BYTES}"), ("spare", "V16"), ("checksum", np.uint64)],
 )
@@ -83,12 +86,16 @@ class SegmentHeader:
 
     def __init__(self, buffer: memoryview, shape: SegmentShape) -> None:
         self.shape = shape
-        extents_at, epochs_at, slots_at, _ = _offsets(shape.num_blocks, shape.extent_blocks)
+        extents_at, epochs_at, slots_at, checksums_at, _ = _offsets(shape.num_blocks, shape.extent_blocks)
         self._extents: Entries = np.frombuffer(buffer, np.uint64, shape.num_extents * ENTRY_WORDS, extents_at).reshape(
             -1, ENTRY_WORDS
         )
         self._epochs: npt.NDArray[np.uint64] = np.frombuffer(buffer, np.uint64, shape.num_blocks, epochs_at)
         self._slots = CommitSlots(buffer[slots_at:], shape.num_blocks)
+        num_words = shape.num_blocks * _CHECKSUM_WORDS
+        self._checksums: npt.NDArray[np.uint64] = np.frombuffer(buffer, np.uint64, num_words, checksums_at).reshape(
+            -1, _CHECKSUM_WORDS
+        )
 
     @classmethod
     def create(  # noqa: PLR0913  the facts of a segment, each set once, by name
@@ -159,7 +166,7 @@ class SegmentHeader:
 
     def close(self) -> None:
         """Let go of the memory, so that it can be unmapped; the header cannot be used any more."""
-        del self._extents, self._epochs, self._slots
+        del self._extents, self._epochs, self._slots, self._checksums
 
     @property
     def num_blocks(self) -> int:
@@ -251,6 +258,16 @@ class SegmentHeader:
         index = self._index(block_ids)
         return self._slots.read(index, self._epochs[index])
 
+    def record_checksums(self, block_ids: Sequence[BlockId], epoch: int, checksums: Sequence[int]) -> None:
+        """Write down checksums of these blocks as written under `epoch`; 0 for none."""
+        index = self._index(block_ids)
+        self._checksums[index, 1] = checksums
+        self._checksums[index, 0] = epoch
+
+    def checksums_of(self, block_ids: Sequence[BlockId]) -> list[tuple[int, int]]:
+        """Return (epoch, checksum) as last recorded of each of these blocks; epoch 0: never."""
+        return [(epoch, checksum) for epoch, checksum in self._checksums[self._index(block_ids)].tolist()]
+
     def _owners(self) -> list[WorkerId | None]:
         extents = self._extents.copy()
         names = extents.view(_EXTENT)["owner"][:, 0].tolist()
@@ -272,12 +289,19 @@ class SegmentHeader:
         return index
 
 
-def _offsets(num_blocks: int, extent_blocks: int) -> tuple[int, int, int, int]:
-    """Return where the extents, epochs and slots start and the header ends, in bytes, cache lines never shared."""
+def _offsets(num_blocks: int, extent_blocks: int) -> tuple[int, int, int, int, int]:
+    """Return where extents, epochs, slots and checksums start and the header ends; they share no cache line."""
     extents_at = PAGE_BYTES
     epochs_at = extents_at + ENTRY_BYTES * -(-num_blocks // extent_blocks)
     slots_at = _round_up(epochs_at + _EPOCH_BYTES * num_blocks, ENTRY_BYTES)
-    return extents_at, epochs_at, slots_at, _round_up(slots_at + BLOCK_SLOTS_BYTES * num_blocks, PAGE_BYTES)
+    checksums_at = slots_at + BLOCK_SLOTS_BYTES * num_blocks
+    return (
+        extents_at,
+        epochs_at,
+        slots_at,
+        checksums_at,
+        _round_up(checksums_at + _CHECKSUM_BYTES * num_blocks, PAGE_BYTES),
+    )
 
 
 def _round_up(num_bytes: int, multiple: int) -> int:

@@ -76,6 +76,8 @@ class PrefixCache:
         self._hash_of: dict[BlockId, BlockHash] = {one.block_id: one.block_hash for one in held}
         self._doubles: dict[BlockHash, list[BlockId]] = {}
         """Blocks in use whose content is found in another block, which is in use too."""
+        self._forgotten: set[BlockId] = set()
+        """Blocks in use that nobody is to find any more, nor any that follows them."""
         self._pool = BlockPool(block_ids, self._hash_of.keys())
         self._evictable = LeastRecentlyUsed()
         for block_id in self._hash_of:
@@ -150,9 +152,13 @@ class PrefixCache:
 
         `parent_id`: the block before it in the caller's table, which is named already; None: it is the first. Where
         another block of this content is in use, that one stays findable, and this one steps in when it is let go.
+        Behind a forgotten block nothing becomes findable.
         """
         if self._pool.num_references(block_id) == 0 or block_id in self._evictable:
             raise AssertionError(f"block {block_id} is cached by someone who holds no reference on it")
+        if block_id in self._forgotten or parent_id in self._forgotten:
+            self._forgotten.add(block_id)
+            return
         if parent_id is not None and parent_id not in self._hash_of:
             raise AssertionError(f"block {block_id} is to be found behind block {parent_id}, which has no name")
         if self._hash_of.setdefault(block_id, block_hash) != block_hash:
@@ -169,6 +175,43 @@ class PrefixCache:
         elif found != block_id and block_id not in self._doubles.get(block_hash, ()):
             self._doubles.setdefault(block_hash, []).append(block_id)
 
+    def findable_blocks(self) -> list[BlockId]:
+        """Return all blocks that can be found, in use or not."""
+        return list(self._hash_of)
+
+    def owns(self, block_id: BlockId) -> bool:
+        """Tell whether this is one of the worker's blocks."""
+        return block_id in self._pool
+
+    def forget(self, block_id: BlockId) -> None:
+        """Let nobody find a block any more, nor others of its content, nor what follows them. O(all blocks).
+
+        Users keep theirs. Nothing happens to a block that cannot be found.
+        """
+        block_hash = self._hash_of.get(block_id)
+        if block_hash is None:
+            return
+        lost = {block_hash: None}
+        for follower in self._block_of:  # each behind its parent
+            if self._parent_of[follower] in lost:
+                lost[follower] = None
+        for one in reversed(lost):
+            for double in list(self._doubles.get(one, ())):
+                self._forget_one(double)
+            self._forget_one(self._block_of[one])
+
+    def _forget_one(self, block_id: BlockId) -> None:
+        block_hash = self._hash_of[block_id]
+        if block_id in self._evictable:
+            self._evictable.discard(block_id)
+        else:
+            self._forgotten.add(block_id)
+        if self._block_of[block_hash] == block_id:
+            self._evict(block_id)
+        else:
+            del self._hash_of[block_id]
+            self._forget_double(block_hash, block_id)
+
     def release(self, block_ids: Sequence[BlockId]) -> None:
         """Drop one reference on each of a sequence's blocks, given in the sequence's order.
 
@@ -181,6 +224,8 @@ class PrefixCache:
             num_references = self._pool.release(block_id)
             block_hash = self._hash_of.get(block_id)
             if block_hash is None:
+                if num_references == 0:
+                    self._forgotten.discard(block_id)
                 continue
             if self._block_of[block_hash] != block_id:
                 if num_references == 0:
@@ -248,6 +293,9 @@ class PrefixCache:
         for block_id in (block_id for doubles in self._doubles.values() for block_id in doubles):
             if self._pool.num_references(block_id) == 0:
                 raise AssertionError(f"block {block_id} has a name and is free")
+        for block_id in self._forgotten:
+            if self._pool.num_references(block_id) == 0 or block_id in self._hash_of:
+                raise AssertionError(f"block {block_id} is forgotten, and free or findable")
         if set(self._evictable) - set(self._block_of.values()):
             raise AssertionError("a block is evictable that is not findable")
 

@@ -29,7 +29,7 @@ from diptych.frontend.app import create_app
 from diptych.frontend.server import FrontendServer
 from diptych.frontend.settings import FrontendSettings
 from diptych.frontend.text.tokenizer import Tokenizer
-from diptych.frontend.tls import server_tls
+from diptych.frontend.tls import ServerTls
 from diptych.kv.hashing import BlockHasher
 from diptych.router.inspection import InspectedInbox
 from diptych.router.router import Router
@@ -87,7 +87,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
     )
     tls = None
     if order.tls_cert is not None and order.tls_key is not None:
-        tls = server_tls(Path(order.tls_cert), Path(order.tls_key))
+        tls = ServerTls(Path(order.tls_cert), Path(order.tls_key), clock).context
     server = FrontendServer(create_app(router, tokenizer, settings, clock), order.host, order.port, tls)
     control.send(FrontendListening(port=server.bind()))
     must_stop = asyncio.Event()

@@ -7,7 +7,7 @@ import msgspec
 
 from diptych.core.errors import ModelError
 from diptych.models.child import Deadlines, Ended, Program, ProgramReport, python_program, run_program
-from diptych.models.disk import folder_bytes, no_space, require_free_space
+from diptych.models.disk import folder_bytes, is_full, no_space, require_free_space
 from diptych.models.folder import check_folder
 from diptych.models.gguf import GgufHeader, read_gguf
 from diptych.models.workshop import Workshop
@@ -74,7 +74,7 @@ def _check_report(ended: Ended, gguf: Path, header: GgufHeader, workshop: Worksh
         return
     if report.kind == "import":
         raise ModelError(f"openvino-genai cannot be loaded ({_first_line(report.error)}); install diptych anew")
-    if "iostream error" in report.error:  # what the C++ library says when a write fails
+    if "iostream error" in report.error or is_full(workshop.folder):  # what the C++ library says when a write fails
         raise no_space(workshop.folder, needed_bytes)
     raise ModelError(_family_text(gguf, header) or f"OpenVINO GenAI cannot convert {gguf}: {_first_line(report.error)}")
 

@@ -18,7 +18,7 @@ def no_space(folder: Path, needed_bytes: int) -> ModelError:
     free_bytes = shutil.disk_usage(folder).free
     text = f"no space left in {folder}: {format_bytes(needed_bytes)} needed, {format_bytes(free_bytes)} free"
     if free_bytes >= needed_bytes:
-        text += "; a quota or a limit on file size (ulimit -f) is in the way"
+        text += "; a quota, a limit on file size (ulimit -f) or the number of files (df -i) is in the way"
     return ModelError(text)
 
 
@@ -29,6 +29,12 @@ def require_free_space(folder: Path, needed_bytes: int) -> None:
     """
     if shutil.disk_usage(folder).free < needed_bytes:
         raise no_space(folder, needed_bytes)
+
+
+def is_full(folder: Path) -> bool:
+    """Tell whether `folder`'s file system takes not one byte, or not one file, more."""
+    facts = os.statvfs(folder)
+    return facts.f_bavail == 0 or (facts.f_files > 0 and facts.f_favail == 0)
 
 
 @contextmanager

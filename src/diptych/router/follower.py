@@ -12,6 +12,7 @@ from functools import partial
 
 from diptych.core.clock import Clock
 from diptych.core.errors import (
+    InternalError,
     InvalidRequestError,
     PeerUnreachableError,
     RequestError,
@@ -318,5 +319,7 @@ def _error_of(failed: Failed) -> RequestError:
             return InvalidRequestError(failed.message)
         case FailureKind.TIMEOUT:
             return RequestTimeoutError(failed.message)
-        case FailureKind.REFUSED | FailureKind.ERROR:
+        case FailureKind.ERROR:
+            return InternalError(failed.message)
+        case FailureKind.REFUSED:
             return UnavailableError(failed.message)

@@ -6,6 +6,7 @@ name: nobody else can open it, nothing is left in /dev/shm however the launcher 
 """
 
 import contextlib
+import errno
 import mmap
 import os
 from typing import Self
@@ -29,7 +30,7 @@ class Segment:
     def create(cls, num_bytes: int) -> tuple[Self, int]:
         """Make a segment; return it with its descriptor (the caller closes that). Takes no memory before `reserve`.
 
-        Raises: LaunchError if the machine or the container has not that much memory left.
+        Raises: LaunchError if the machine or the container has not that much memory left, or the system refuses it.
         """
         num_available_bytes = available_memory_bytes() - SPARED_BYTES
         if num_bytes > num_available_bytes:
@@ -38,8 +39,12 @@ class Segment:
                 "memory are free; lower --kv-bytes"
             )
         descriptor = os.memfd_create("diptych-kv", os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, num_bytes)
-        return cls(descriptor), descriptor
+        try:
+            os.ftruncate(descriptor, num_bytes)
+            return cls(descriptor), descriptor
+        except OSError as error:
+            os.close(descriptor)
+            raise _not_to_be_had(num_bytes, error) from None
 
     @staticmethod
     def reserve(descriptor: int, num_bytes: int) -> None:
@@ -50,9 +55,7 @@ class Segment:
         try:
             os.posix_fallocate(descriptor, 0, num_bytes)
         except OSError as error:
-            raise LaunchError(
-                f"cannot reserve {num_bytes / 1e9:.1f} GB of shared memory ({error.strerror}); lower --kv-bytes"
-            ) from None
+            raise _not_to_be_had(num_bytes, error) from None
 
     def view(self, offset: int, num_bytes: int) -> memoryview:
         """Return a writable view of a part of the segment."""
@@ -69,6 +72,13 @@ class Segment:
             self._map.close()
         except BufferError:
             return
+
+
+def _not_to_be_had(num_bytes: int, error: OSError) -> LaunchError:
+    text = f"cannot reserve {num_bytes / 1e9:.1f} GB of shared memory ({error.strerror}); lower --kv-bytes"
+    if error.errno == errno.EFBIG:
+        text += ", or raise the limit on file size (ulimit -f)"
+    return LaunchError(text)
 
 
 def available_memory_bytes() -> int:

@@ -49,7 +49,7 @@ def _part(sequence: Sequence, num_tokens: int) -> StepPart:
     reaches_end = begin + num_tokens == len(sequence.token_ids)
     num_logits = num_tokens if sequence.wants_prompt_logprobs else int(reaches_end)
     row = Row(tokens, begin, sequence.block_table, num_logits)
-    return StepPart(row, sequence.request_id, sequence.epoch)
+    return StepPart(row, sequence.request_id, sequence.epoch, sequence.shared_epochs)
 
 
 def _end(row: Row) -> int:

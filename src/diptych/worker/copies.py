@@ -157,13 +157,14 @@ class Copies:
             self._memory.copy_part(records[index].block_id, target, offset, num_bytes)
             position += num_bytes
         copy.num_bytes = end
-        self._take(copy, records[begin // size : end // size])
+        whole = slice(begin // size, end // size)
+        self._take(copy, records[whole], copy.sequence.block_table[copy.first_index :][whole])
         return end - begin
 
-    def _take(self, copy: Copy, records: Several[BlockCommit]) -> None:
+    def _take(self, copy: Copy, records: Several[BlockCommit], targets: Several[BlockId]) -> None:
         """Take whole blocks over whose sources still are what they were."""
-        found = self._memory.header.committed([record.block_id for record in records])
-        num_whole = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(records, found, strict=True)))
+        pairs = zip(records, targets, strict=True)
+        num_whole = sum(1 for _ in takewhile(lambda pair: self._memory.is_whole_copy(*pair), pairs))
         copy.is_broken = num_whole < len(records)
         if num_whole:
             self._blocks.on_computed([(copy.sequence, num_whole * self._blocks.block_size)])

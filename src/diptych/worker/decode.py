@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
-from diptych.core.errors import EngineError, GrammarError
+from diptych.core.errors import DamagedBlockError, EngineError, GrammarError
 from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.messages import (
     Abort,
@@ -65,7 +65,6 @@ class DecodeRole:
     ) -> None:
         self._order = order
         self._max_model_len = max_model_len
-        self._memory = memory
         self._clock = clock
         self._pace = pace
         self._guides = guides
@@ -162,10 +161,6 @@ class DecodeRole:
             log.info("nobody waits for what was filled under epoch %d", message.epoch)
             return
         sequence = handoff.sequence
-        if not self._is_intact(sequence, message):
-            text = f"KV checksums of {handoff.writer.worker_id} and {self._order.worker_id} differ"
-            self._fail(sequence, FailureKind.ERROR, text)
-            return
         self.blocks.on_computed([(sequence, sequence.num_remaining_prompt_tokens)])
         sequence.state = SequenceState.DECODING
         sequence.note_first(Lifecycle.PREFILL_STARTED, message.prefill_started_s)
@@ -174,16 +169,11 @@ class DecodeRole:
             # The prefill worker has told the first tokens already, but may have died before the router heard it.
             self._begin_answers(sequence, self._maker.choices(sequence), message.first_tokens, message.prompt_logprobs)
 
-    def _is_intact(self, sequence: Sequence, message: Filled) -> bool:
-        if message.kv_checksum is None:
-            return True
-        begin, end = sequence.num_computed_tokens, sequence.num_prompt_tokens
-        return self._memory.checksum_written(sequence.block_table, begin, end) == message.kv_checksum
-
     def _read_here(self, handoff: Handoff, reason: str) -> None:
         """Go on without the writer."""
         log.warning("%s reads the prompt of %s itself: %s", self._order.worker_id, handoff.sequence.request_id, reason)
         handoff.sequence.prefill = None
+        self.blocks.on_taken_back(handoff.sequence)
 
     # Copies
 
@@ -243,11 +233,18 @@ class DecodeRole:
         """Take the result of the step planned last."""
         batch, self._batch = self._batch, Batch([])
         if isinstance(outcome, EngineError):
-            for sequence, _ in batch.members:
-                self._fail(sequence, FailureKind.ERROR, str(outcome))
+            self._on_error(batch, outcome)
         else:
             self._on_logits(batch, outcome)
         self._abort_in_step()
+
+    def _on_error(self, batch: Batch, error: EngineError) -> None:
+        """End whom a failed step concerns; for the others it is planned again."""
+        if isinstance(error, DamagedBlockError):
+            self.blocks.on_damaged(error.blocks)
+        for sequence, _ in batch.members:
+            if error.concerns(sequence.request_id, sequence.epoch):
+                self._fail(sequence, FailureKind.ERROR, str(error))
 
     def _abort_in_step(self) -> None:
         """Abort what was to be aborted while the step was running."""

@@ -70,7 +70,7 @@ class GrantedPrompt:
         else:
             num_logits = int(num_tokens == self.num_remaining_tokens and len(grant.choices) > 0)
         row = Row(grant.prompt_token_ids[begin : begin + num_tokens], begin, grant.block_table, num_logits)
-        return StepPart(row, grant.request_id, grant.epoch)
+        return StepPart(row, grant.request_id, grant.epoch, grant.shared_epochs)
 
 
 @dataclass(slots=True)
@@ -161,7 +161,8 @@ class PrefillRole:
             self._give_back_void([prompt for prompt, _ in batch])
         elif isinstance(outcome, EngineError):
             for prompt, _ in batch:
-                self._give_back(prompt, str(outcome))
+                if outcome.concerns(prompt.grant.request_id, prompt.grant.epoch):
+                    self._give_back(prompt, str(outcome))
         else:
             self._hand_over(self._sample(batch, outcome))
         messages, self._in_step = self._in_step, []
@@ -235,11 +236,6 @@ class PrefillRole:
             prompt_logprobs=read.prompt.told_prompt_logprobs,
             prefill_started_s=read.prompt.started_s,
             first_token_s=first_token_s,
-            kv_checksum=self._memory.checksum_written(
-                grant.block_table, grant.num_cached_tokens, len(grant.prompt_token_ids)
-            )
-            if self._order.has_kv_checksums
-            else None,
         )
 
     def _give_back_void(self, batch: list[GrantedPrompt]) -> None:

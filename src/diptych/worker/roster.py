@@ -239,6 +239,7 @@ class Roster:
             prompt_token_ids=sequence.request.prompt_token_ids,
             num_cached_tokens=sequence.num_computed_tokens,
             block_table=list(sequence.block_table),
+            shared_epochs=list(sequence.shared_epochs),
             sampling=sequence.request.sampling,
             choices=choices,
             first_token_mask=None if guide is None or not choices else guide.mask().tobytes(),

@@ -60,6 +60,8 @@ class Sequence:
     block_table: list[BlockId] = field(default_factory=list)
     epoch: int = 0
     """Of its present reservation; stands in the header of every block it may write."""
+    shared_epochs: list[int] = field(default_factory=list)
+    """Of its first blocks, those that it only reads: the epochs under which they were written."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     """Found in the prefix cache at its first reservation, or copied from another's then."""

@@ -4,6 +4,7 @@ Every block that a sequence may write carries the sequence's epoch in the segmen
 committed there after its step: that is what a successor of this worker needs, and what keeps a late writer out.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Several
 
 from diptych.core.ids import BlockHash, BlockId, WorkerId
@@ -33,6 +34,9 @@ class SequenceBlocks:
         self._hasher = hasher
         self._is_exact = is_exact
         self._orphans: dict[WorkerId, Orphans] = {}
+        found = cache.findable_blocks()
+        # Of each block that has a name, the epoch under which it was written when it got that.
+        self._written_epochs: dict[BlockId, int] = dict(zip(found, self._header.epochs_of(found).tolist(), strict=True))
         self._last_epoch = first_epoch(incarnation)
 
     def hash_prompt(self, request: Request) -> list[BlockHash]:
@@ -94,6 +98,7 @@ class SequenceBlocks:
         self._last_epoch += 1
         sequence.epoch = self._last_epoch
         sequence.block_table = shared + new
+        sequence.shared_epochs = [self._written_epochs[block_id] for block_id in shared]
         self._header.reserve(new, sequence.epoch)
 
     def _match(self, sequence: Sequence) -> list[BlockId]:
@@ -157,6 +162,7 @@ class SequenceBlocks:
                 commit = self._commit_of(sequence, index, num_filled)
                 commits.append(commit)
                 if commit.block_hash is not None:
+                    self._written_epochs[commit.block_id] = sequence.epoch
                     parent_id = sequence.block_table[index - 1] if index else None
                     self.cache.insert(commit.block_hash, commit.block_id, parent_id)
         self._header.commit(commits)
@@ -179,6 +185,22 @@ class SequenceBlocks:
 
     def _may_cache(self, sequence: Sequence, index: int) -> bool:
         return not self._is_exact or (index + 1) * self.block_size <= sequence.num_prompt_tokens
+
+    def on_taken_back(self, sequence: Sequence) -> None:
+        """Go on where a prefill worker has left off: behind the tokens that count it may have begun to write."""
+        num_full, num_in_last = divmod(sequence.num_computed_tokens, self.block_size)
+        if num_in_last:
+            self._memory.vouch_for(sequence.block_table[num_full : num_full + 1], sequence.epoch)
+
+    def on_damaged(self, blocks: Iterable[tuple[BlockId, int]]) -> None:
+        """Let nobody count on these blocks, as written under these epochs, any more; others' are passed over."""
+        for block_id, epoch in blocks:
+            if not self.cache.owns(block_id):
+                continue
+            self.cache.forget(block_id)
+            if self._header.epochs_of([block_id])[0] == epoch:  # else somebody writes there now, and may go on
+                self._last_epoch += 1
+                self._header.reserve([block_id], self._last_epoch)  # a successor shall not find it either
 
     def release(self, sequence: Sequence) -> None:
         """Take all blocks of `sequence` back; what is cached stays findable."""

@@ -80,6 +80,7 @@ class Worker:
         """`context` and `inbox` are its own, and closed at the end of `run`."""
         self._order = order
         self._engine = engine
+        self._memory = memory
         self._clock = clock
         self._lifeline = lifeline
         self._context = context
@@ -188,7 +189,8 @@ class Worker:
         if not parts:
             return
         self._step_work = work_of(parts)
-        self._lifeline.on_step_begin(self._speed.predict_slow_s(*self._step_work))
+        slow_s = self._speed.predict_slow_s(*self._step_work) + self._memory.checking_s(parts)
+        self._lifeline.on_step_begin(slow_s)
         self._copy_pace.on_step_begin(self._speed.predict_s(StepWork.joined(*self._step_work)))
         self._steps.start(parts)
         self._role.prepare_sampling()
@@ -249,6 +251,7 @@ class Worker:
             copy_block_s=0.0 if self._decode is None else self._decode.copies.block_s,
             num_dropped_messages=self._inbox.num_dropped,
             cache_sequence=self._cache_log.sequence,
+            num_damaged_blocks=self._memory.num_damaged_blocks,
         )
         heartbeat = Heartbeat(role=order.role, address=order.address, status=status)
         try:
@@ -311,8 +314,8 @@ def _start(control: ControlChannel[FromLauncher]) -> Worker:
     blocks_at = header_bytes(header.num_blocks, header.shape.extent_blocks)
     blocks = segment.view(blocks_at, header.num_blocks * layout.block_bytes)
     engine.bind(blocks, header.num_blocks)
-    memory, lifeline = WorkerMemory(header, blocks, layout), Lifeline(control, clock)
-    return Worker(order, engine, memory, lease, clock, lifeline, context, inbox)
+    memory = WorkerMemory(header, blocks, layout, has_checksums=order.has_kv_checksums)
+    return Worker(order, engine, memory, lease, clock, Lifeline(control, clock), context, inbox)
 
 
 def main() -> int:

@@ -9,8 +9,9 @@ from diptych.core.api_keys import ApiKey, KeyLimits, hash_key
 from diptych.core.clock import VirtualClock
 from diptych.core.errors import ConfigError
 from diptych.frontend.auth.key_file import changing_key_file
-from diptych.frontend.auth.key_ring import RECHECK_S, KeyRing
+from diptych.frontend.auth.key_ring import KeyRing
 from diptych.frontend.errors import KeyLimitError
+from diptych.frontend.watched_files import RECHECK_S
 
 SALT = "0123456789abcdef"
 

@@ -1,5 +1,6 @@
 """The figures of a report, drawn with matplotlib."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from diptych.bench.sample import Sample
 from diptych.bench.summary import attainment, counted
 from diptych.core.errors import ConfigError
 from diptych.core.slo import REQUIRED_ATTAINMENT, Slo
+from diptych.core.whole_file import write_whole
 
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 PANEL_INCHES = (5.2, 3.6)
@@ -135,5 +137,7 @@ def _title(slo: Slo) -> str:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120, format="png")
+    write_whole(path, image.getvalue())
     return path

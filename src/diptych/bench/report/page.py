@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diptych.bench.record import RESULT, SAMPLES, Result
 from diptych.bench.report.words import RUN_HEADINGS, definition, goodput_rows, run_rows, slo_text, verdicts, warnings
+from diptych.core.whole_file import write_whole
 
 PAGE = "report.html"
 STYLE = """
@@ -24,7 +25,7 @@ img { max-width: 100%; } .scroll { overflow-x: auto; } code { background: #f4f4f
 
 
 def write_page(result: Result, folder: Path, figures: Sequence[Path]) -> Path:
-    """Write `folder`/report.html and return its path."""
+    """Write `folder`/report.html and return its path. Raises: OSError; then no half a page is left."""
     headings = [*RUN_HEADINGS, *(slo_text(slo) for slo in result.slos)]
     parts = [
         f"<h1>{escape(result.command)}: {escape(result.workload)}</h1>",
@@ -46,7 +47,7 @@ def write_page(result: Result, folder: Path, figures: Sequence[Path]) -> Path:
     style = f"<style>{STYLE}</style>"
     page = f'<!doctype html>\n<html lang="en"><head>{head}{style}</head>\n<body>\n{body}\n</body></html>\n'
     path = folder / PAGE
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page.encode())
     return path
 
 

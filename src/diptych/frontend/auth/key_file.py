@@ -16,7 +16,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from typing import Any
 
 from diptych.core.api_keys import HASH_BYTES, ApiKey, KeyLimits
 from diptych.core.errors import ConfigError
+from diptych.core.whole_file import OWNER_ALONE, write_whole
 
 MAX_FILE_BYTES = 4_000_000
 MAX_LIMIT = 10**12
@@ -156,14 +156,11 @@ def changing_key_file(path: Path) -> Iterator[list[ApiKey]]:
 
 
 def _write(path: Path, keys: Sequence[ApiKey]) -> None:
+    content = _HEAD + "".join(_written(key) for key in keys)
     try:
-        # mkstemp makes it 0600, and renaming it shows readers the old version or the new one.
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(_HEAD + "".join(_written(key) for key in keys))
-        Path(name).replace(path)
+        write_whole(path, content.encode(), OWNER_ALONE)
     except OSError as error:
-        raise ConfigError(f"cannot write the key file {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot write the key file {path}, which is as it was: {error.strerror}") from None
 
 
 def _written(key: ApiKey) -> str:

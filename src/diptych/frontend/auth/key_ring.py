@@ -10,11 +10,9 @@ from diptych.core.clock import Clock
 from diptych.core.errors import ConfigError
 from diptych.frontend.auth.key_file import read_key_file
 from diptych.frontend.auth.tenant import Tenant
+from diptych.frontend.watched_files import WatchedFiles
 
 log = logging.getLogger(__name__)
-
-RECHECK_S = 1.0
-"""How long a key that was revoked in the file may still open the server."""
 
 
 class KeyRing:
@@ -29,8 +27,7 @@ class KeyRing:
         self._file = file
         self._clock = clock
         self._tenants: dict[str, Tenant] = {}
-        self._version = _version(file)
-        self._next_check_s = clock.now_s() + RECHECK_S
+        self._watched = WatchedFiles([] if file is None else [file], clock)
         self._take(self._fixed + ([] if file is None else read_key_file(file)))
 
     def find(self, key: str) -> Tenant | None:
@@ -48,13 +45,8 @@ class KeyRing:
 
     def _follow_file(self) -> None:
         """Take the file's keys anew if it has changed; keep the old ones if it cannot be used any more."""
-        if self._file is None or self._clock.now_s() < self._next_check_s:
+        if self._file is None or not self._watched.have_changed():
             return
-        self._next_check_s = self._clock.now_s() + RECHECK_S
-        version = _version(self._file)
-        if version == self._version:
-            return
-        self._version = version
         try:
             keys = read_key_file(self._file)
         except ConfigError as error:
@@ -69,14 +61,3 @@ class KeyRing:
             tenant = before.get(key.name) or Tenant(key, self._clock)
             tenant.change(key)
             self._tenants[key.name] = tenant
-
-
-def _version(file: Path | None) -> tuple[int, ...] | None:
-    """Return what changes whenever the file does; None while it is not there."""
-    if file is None:
-        return None
-    try:
-        facts = file.stat()
-    except OSError:
-        return None
-    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino

@@ -18,8 +18,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from diptych.core.errors import InvalidRequestError, OverloadedError
-from diptych.frontend.errors import InternalError
+from diptych.core.errors import InternalError, InvalidRequestError, OverloadedError
 from diptych.frontend.grammar_check.child import LENGTH_BYTES, Ready, TokensOfModel, Trial, Verdict, write_frame
 from diptych.models.vocabulary import Vocabulary
 

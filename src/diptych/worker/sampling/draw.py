@@ -101,5 +101,6 @@ def _nucleus_border(logits: Floats, highest: float, temperature: float, lowest: 
 
 def _weights(logits: Floats, highest: float, temperature: float) -> Floats:
     """Return probabilities up to a factor; the likeliest token has 1."""
-    weights: Floats = np.exp((logits - np.float32(highest)) / np.float32(temperature))
+    with np.errstate(over="ignore"):  # what is infinitely less likely has 0, as it should
+        weights: Floats = np.exp((logits - np.float32(highest)) / np.float32(temperature))
     return weights
