@@ -22,7 +22,7 @@ from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
 from diptych.core.request import Request, SampledToken, SamplingParams, TokenLogprobs
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 """Stands before every message (wire/frame.py). It changes with any of them, and is at most 255."""
 
 
@@ -131,6 +131,8 @@ class Grant(Message, frozen=True, kw_only=True):
     that is to be written."""
     block_table: list[Annotated[BlockId, Meta(ge=0, lt=2**31)]]
     """Enough blocks for the whole prompt; those of the cached tokens are shared and must not be written."""
+    block_hashes: list[Annotated[BlockHash, HASH]]
+    """Names of the blocks that the prompt fills."""
     sampling: SamplingParams
     choices: list[Index]
     """Which answers of the request begin with this prompt: a first token is sampled for each. None if the answer has
@@ -144,6 +146,14 @@ class Grant(Message, frozen=True, kw_only=True):
 
 class Revoke(Message, frozen=True, kw_only=True):
     """Stop writing for this grant and say so with `GrantEnded`."""
+
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
+    decode: PeerAddress
+
+
+class Remind(Message, frozen=True, kw_only=True):
+    """Say at once whether you have this grant: `GrantHeld`, or else `GrantEnded`."""
 
     request_id: Annotated[RequestId, NAME]
     epoch: Epoch
@@ -174,6 +184,13 @@ class GrantEnded(Message, frozen=True, kw_only=True):
     request_id: Annotated[RequestId, NAME]
     epoch: Epoch
     reason: str
+
+
+class GrantHeld(Message, frozen=True, kw_only=True):
+    """I have this grant: its prompt waits for its turn, or I am writing."""
+
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
 
 
 # Worker to router
@@ -221,6 +238,8 @@ class FailureKind(StrEnum):
 
     REFUSED = "refused"
     """Nothing was done; another worker may take it."""
+    QUEUED = "queued"
+    """Its turn did not come in time; nothing was done."""
     INVALID = "invalid"
     TIMEOUT = "timeout"
     ERROR = "error"
@@ -351,7 +370,7 @@ class GrantRemains(Message, frozen=True, kw_only=True, tag="Grant"):
 
 Remains = SubmitRemains | GrantRemains
 
-ToWorker = Submit | Abort | PeerGone | FrontendGone | Grant | Revoke | Filled | GrantEnded
+ToWorker = Submit | Abort | PeerGone | FrontendGone | Grant | Revoke | Remind | Filled | GrantEnded | GrantHeld
 ToRouter = Tokens | Heartbeat | WorkerExited
 
 HEARTBEAT_INTERVAL_S = 0.5
