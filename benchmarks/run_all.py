@@ -25,6 +25,7 @@ PROGRAMS = (
     "routing_speed",
     "structured_output",
     "prefix_index",
+    "resume",
 )
 TIMEOUT_S = 3_600.0
 """Of one benchmark."""

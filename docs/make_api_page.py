@@ -62,8 +62,8 @@ were put into one cache group.
 - **Ends**: `finish_reason` is `stop`, `length` or `tool_calls`; `stop_reason` names the stop string or token.
 - **Errors**: 400 change the request, 401 no valid API key, 403 not with this one, 404 no such model, 408 the head or
   the body was too slow, 413 the body too long, 431 the head, 429 come back after `Retry-After`, 503 nobody can take it
-  now, 504 its deadline has passed. After the first event of a stream an error is an event, and the stream ends without
-  `[DONE]`.
+  now, or could in time (mostly with `Retry-After`), 504 its deadline has passed. After the first event of a stream an
+  error is an event, and the stream ends without `[DONE]`.
 - **Around it**: `--root-path` for a proxy that has the server under a path (whether it takes the path away or not),
   `--cors-origins` for web pages (off by default), `--chat-template` in place of the model's own. Answers are never
   compressed. `X-Request-Id` names the request.

@@ -28,6 +28,7 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
     text: str = ""
     delta: _Delta | None = None
+    token_ids: list[int] = []
 
 
 class _Event(msgspec.Struct):
@@ -50,6 +51,8 @@ class Trace:
     """When the response's head was here, which the server sends with the first token."""
     token_times_s: list[float] = field(default_factory=list)
     """A token that completes no character makes no event, so there may be fewer than tokens."""
+    token_ids: list[int] = field(default_factory=list)
+    """Where asked for with `return_token_ids`."""
     ended_s: float = 0.0
 
 
@@ -155,6 +158,7 @@ def _note_event(payload: bytes, trace: Trace, now_s: float) -> None:
     if event.error is not None:
         raise BenchError(f"the server failed: {event.error}")
     for choice in event.choices:
+        trace.token_ids += choice.token_ids
         if choice.text or (choice.delta is not None and choice.delta.content):
             trace.token_times_s.append(now_s)
 

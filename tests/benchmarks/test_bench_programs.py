@@ -21,6 +21,7 @@ PROGRAMS = {
     "frontend_speed": "--num-streams 4 --num-tokens 60 --profile-s 1",
     "structured_output": "--batch-sizes 2 --max-tokens 64",
     "prefix_index": "--num-workers 20 --blocks-per-worker 320 --prompt-blocks 100 --num-prompts 20 --peer none",
+    "resume": "--num-tokens 80 --disturb-after 20 --setups 1P+2D",
     "interference": "--phase-s 1 --num-answers 2 --prompt-tokens 100",
 }
 

@@ -219,10 +219,11 @@ def test_the_openai_package_raises_its_own_errors(frontend: "Frontend", client: 
     with pytest.raises(openai.RateLimitError) as overloaded:
         client.completions.create(model=MODEL, prompt="x")
     assert overloaded.value.response.headers["retry-after"] == "3"
-    frontend.service.refusal = UnavailableError("no worker is ready; wait for /ready")
+    frontend.service.refusal = UnavailableError("no worker is ready; wait for /ready", retry_after_s=0.2)
     with pytest.raises(openai.InternalServerError) as unavailable:
         client.completions.create(model=MODEL, prompt="x", stream=True)
     assert unavailable.value.status_code == 503
+    assert unavailable.value.response.headers["retry-after"] == "1"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -63,6 +63,19 @@ def test_attempts_are_limited(make_cluster: "Callable[..., Cluster]") -> None:
     assert cluster.num_assigned() == {}
 
 
+def test_a_turn_that_did_not_come_is_told_with_when_to_come_back(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request())
+        cluster.failed("decode-0", "r0", FailureKind.QUEUED, text="its turn did not come")
+        with pytest.raises(UnavailableError, match="its turn did not come") as error:
+            await answer
+        assert (error.value.code, error.value.retry_after_s) == ("queue_timeout", 1.0)
+
+    cluster.run(scenario())
+    assert cluster.num_assigned() == {}
+    assert len(cluster.submits()) == 1
+
+
 def test_a_refusal_is_final_if_nobody_else_is_there_or_time_is_up(cluster: "Cluster") -> None:
     async def scenario() -> None:
         answer = await cluster.start(cluster.request("r0"))

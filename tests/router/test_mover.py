@@ -120,6 +120,29 @@ def test_nobody_waits_for_a_worker_forever(make_cluster: "Callable[..., Cluster]
     assert cluster.router.status().workers[WorkerId("mixed-0")].outlook == "it has died too often"
 
 
+def test_a_new_request_waits_for_a_worker_as_long_as_for_its_turn(make_cluster: "Callable[..., Cluster]") -> None:
+    cluster = make_cluster(homeless_timeout_s=30.0, queue_timeout_s=5.0)
+    cluster.heartbeat("mixed-0")
+
+    async def scenario() -> None:
+        moved = await cluster.start(cluster.request("r0", within_s=100.0))
+        cluster.exited("mixed-0", will_return=True)
+        new = await cluster.start(cluster.request("r1", within_s=100.0))
+        cluster.advance(4.9)
+        assert not new.done()
+        cluster.advance(0.2)
+        with pytest.raises(UnavailableError, match=r"none came back in 5 s \(--queue-timeout-s\)") as refusal:
+            await new
+        assert (refusal.value.code, refusal.value.retry_after_s) == ("queue_timeout", 1.0)
+        assert not moved.done(), "it has had its turn"
+        cluster.advance(25.0)
+        with pytest.raises(UnavailableError, match="mixed-0 died, and none came back in 30 s") as loss:
+            await moved
+        assert loss.value.retry_after_s is not None
+
+    cluster.run(scenario())
+
+
 def test_who_waits_for_a_worker_may_leave(make_cluster: "Callable[..., Cluster]") -> None:
     cluster = make_cluster()
     cluster.heartbeat("mixed-0")

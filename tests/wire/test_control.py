@@ -77,7 +77,7 @@ def test_speaking_to_the_dead_is_no_error(ends: Ends) -> None:
     theirs.close()
 
     for _ in range(3):
-        channel.send(Lease(max_model_len=2, costs=CostModel.linear(0.0, 0.0, 0.0)))
+        channel.send(Lease(max_model_len=2, costs=CostModel.linear(0.0, 0.0, 0.0), lives={}))
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,8 @@ class RoleSettings:
     is_adaptive: bool = False
     slo_ttft_s: float = 1.0
     slo_tpot_s: float = 0.05
+    queue_timeout_s: float | None = None
+    grant_timeout_s: float = 5.0
     is_exact: bool = False
     has_kv_checksums: bool = True
     eos_token_ids: frozenset[int] = frozenset()
@@ -290,6 +292,8 @@ class RoleCluster:
         self.clock = VirtualClock(START_S)
         self.letters = Letters()
         self.heard: dict[RequestId, Heard] = {}
+        self.unheard: set[PeerAddress] = set()
+        """Workers that others would have killed because they do not answer."""
         self.has_strangers = False
         """Whether others than `submit` send requests, too; what becomes of those does not matter."""
         self.guides = InstantGuides(settings.eos_token_ids)
@@ -339,7 +343,7 @@ class RoleCluster:
         order = self._order(worker_id, role)
         outbox = RecordingOutbox(self.letters, worker_id)
         costs = SMOLLM2_135M_ONE_AVX2_CORE
-        pace = Pace(order, costs, Speed(100.0, costs), self.clock)
+        pace = Pace(order, costs, Speed(100.0, costs, order.chunk_tokens), self.clock)
         prefill = PrefillRole(order, engine, memory, outbox, self.clock, pace)
         decode: DecodeRole | None = None
         if owned:
@@ -387,7 +391,7 @@ class RoleCluster:
             cores=[0],
             niceness=0,
             engine="modeled",
-            modeled_time_scale=1.0,
+            modeled_costs=SMOLLM2_135M_ONE_AVX2_CORE,
             kv_dtype="auto",
             model=ModelOrder(name="m", path="", key=MODEL_KEY, eos_token_ids=sorted(settings.eos_token_ids)),
             endpoint=worker_id,
@@ -400,6 +404,8 @@ class RoleCluster:
             is_adaptive=settings.is_adaptive,
             slo_ttft_s=settings.slo_ttft_s,
             slo_tpot_s=settings.slo_tpot_s,
+            queue_timeout_s=settings.queue_timeout_s,
+            grant_timeout_s=settings.grant_timeout_s,
             is_exact=settings.is_exact,
             has_kv_checksums=settings.has_kv_checksums,
         )
@@ -530,11 +536,12 @@ class RoleCluster:
         self._after(worker_id)
 
     def _after(self, worker_id: str) -> None:
-        """Do what a worker's loop does in every turn: admit, and report at once."""
+        """Do what a worker's loop does in every turn: admit, ask for what is late, and report at once."""
         worker = self.workers[worker_id]
         if not isinstance(worker.role, PrefillRole):
             role = worker.decode
             role.admit()
+            self.unheard |= role.roster.ask_after_grants()
             arrivals = [sequence.arrival for sequence in role.roster.waiting]
             assert arrivals == sorted(arrivals), "first come, first served"
             report = role.report.take(WorkerId(worker_id), self.address(worker_id).incarnation, None)
@@ -643,6 +650,9 @@ class RoleCluster:
                 assert (choice.answer, end.reason) == (answer, reason)
             case Aborted():
                 assert choice.is_abort_asked
+            case Failed(kind=FailureKind.QUEUED):
+                assert request.arrived_s + (self.settings.queue_timeout_s or PATIENCE_S) < self.clock.now_s()
+                assert not choice.tokens, "its turn had come"
             case Failed(kind=kind):
                 assert kind is FailureKind.TIMEOUT
                 assert request.deadline_s < self.clock.now_s()

@@ -28,7 +28,7 @@ def sequence(epoch: int) -> Sequence:
 
 def test_a_grant_is_settled_once_and_by_its_own_epoch() -> None:
     handoffs, own = Handoffs(), sequence(10)
-    handoffs.open(own, WRITER)
+    handoffs.open(own, WRITER, 0.0)
 
     assert handoffs.settle(9) is None
     settled = handoffs.settle(10)
@@ -41,7 +41,7 @@ def test_a_grant_is_settled_once_and_by_its_own_epoch() -> None:
 
 def test_an_abandoned_grant_keeps_the_blocks_that_its_sequence_no_longer_has() -> None:
     handoffs, own = Handoffs(), sequence(10)
-    handoffs.open(own, WRITER)
+    handoffs.open(own, WRITER, 0.0)
 
     assert handoffs.abandon(own).writer is WRITER
     assert own.block_table == []
@@ -56,7 +56,7 @@ def test_an_abandoned_grant_keeps_the_blocks_that_its_sequence_no_longer_has() -
 def test_a_death_closes_the_grants_of_that_life_and_former_ones(incarnation: int, num_settled: int) -> None:
     handoffs = Handoffs()
     for epoch, writer in ((10, WRITER), (20, OTHER), (30, WRITER)):
-        handoffs.open(sequence(epoch), writer)
+        handoffs.open(sequence(epoch), writer, 0.0)
 
     settled = handoffs.settle_all_of(WRITER.worker_id, incarnation)
 
@@ -67,7 +67,30 @@ def test_a_death_closes_the_grants_of_that_life_and_former_ones(incarnation: int
 
 def test_one_epoch_is_never_granted_twice() -> None:
     handoffs, own = Handoffs(), sequence(10)
-    handoffs.open(own, WRITER)
+    handoffs.open(own, WRITER, 0.0)
 
     with pytest.raises(AssertionError):
-        handoffs.open(own, OTHER)
+        handoffs.open(own, OTHER, 0.0)
+
+
+def test_a_writer_is_asked_for_what_is_late_and_then_it_is_mute() -> None:
+    handoffs = Handoffs()
+    handoffs.open(sequence(10), WRITER, 0.0)
+    handoffs.open(sequence(20), OTHER, 2.0)
+
+    def unheard(now_s: float) -> tuple[list[int], set[PeerAddress]]:
+        to_ask, mute = handoffs.take_unheard(now_s, 5.0)
+        return [handoff.epoch for handoff in to_ask], mute
+
+    assert unheard(4.9) == ([], set())
+    assert unheard(5.0) == ([10], set())
+    assert unheard(5.1) == ([], set()), "once is enough"
+    handoffs.on_held(10, 5.2)
+    handoffs.on_held(99, 5.2)
+    assert unheard(7.0) == ([20], set())
+    assert unheard(10.1) == ([], set()), "what was held a moment ago is not late"
+    assert unheard(12.0) == ([10, 20], {OTHER})
+    assert unheard(17.0) == ([10, 20], {WRITER, OTHER}), "said again as long as nothing changes"
+    handoffs.settle(20)
+    handoffs.abandon(sequence(10))
+    assert unheard(22.0) == ([10], {WRITER}), "abandoned blocks are waited for, too"

@@ -21,7 +21,7 @@ def answers(count: int) -> StepWork:
 
 
 def test_prefill_speed_starts_at_the_warm_ups_and_moves_towards_what_steps_do() -> None:
-    speed = Speed(100.0, COSTS)
+    speed = Speed(100.0, COSTS, 256)
     speeds = []
     for _ in range(60):
         speed.on_step(prompt(200), NOTHING, 1.0)
@@ -33,7 +33,7 @@ def test_prefill_speed_starts_at_the_warm_ups_and_moves_towards_what_steps_do() 
 
 
 def test_the_first_decode_step_counts_in_full() -> None:
-    speed = Speed(0.0, COSTS)
+    speed = Speed(0.0, COSTS, 256)
     assert speed.decode_step_s == 0.0
     speed.on_step(NOTHING, answers(4), 0.02)
     assert speed.decode_step_s == pytest.approx(0.02)
@@ -42,7 +42,7 @@ def test_the_first_decode_step_counts_in_full() -> None:
 
 
 def test_mixed_and_empty_steps_tell_of_neither_phase() -> None:
-    speed = Speed(100.0, COSTS)
+    speed = Speed(100.0, COSTS, 256)
     speed.on_step(prompt(10), answers(10), 5.0)
     speed.on_step(NOTHING, NOTHING, 5.0)
 
@@ -50,7 +50,7 @@ def test_mixed_and_empty_steps_tell_of_neither_phase() -> None:
 
 
 def test_a_step_that_took_no_time_is_no_error() -> None:
-    speed = Speed(100.0, COSTS)
+    speed = Speed(100.0, COSTS, 256)
     speed.on_step(prompt(10), NOTHING, 0.0)
 
     assert speed.prefill_tokens_per_s > 100
@@ -58,7 +58,7 @@ def test_a_step_that_took_no_time_is_no_error() -> None:
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
 def test_the_cost_model_is_corrected_by_what_steps_take(factor: float) -> None:
-    speed = Speed(100.0, COSTS)
+    speed = Speed(100.0, COSTS, 256)
     for _ in range(300):
         speed.on_step(NOTHING, answers(8), factor * COSTS.work_s(answers(8)))
 
@@ -67,7 +67,7 @@ def test_the_cost_model_is_corrected_by_what_steps_take(factor: float) -> None:
 
 
 def test_one_step_that_was_held_up_changes_little() -> None:
-    speed = Speed(100.0, COSTS)
+    speed = Speed(100.0, COSTS, 256)
     speed.on_step(NOTHING, answers(8), 100.0)
     assert 1.0 < speed.cost_scale < 1.05
     for _ in range(1_000):
@@ -76,13 +76,28 @@ def test_one_step_that_was_held_up_changes_little() -> None:
 
 
 def test_a_model_that_takes_no_time_is_not_corrected() -> None:
-    speed = Speed(100.0, CostModel.linear(0.0, 0.0, 0.0))
+    speed = Speed(100.0, CostModel.linear(0.0, 0.0, 0.0), 256)
     speed.on_step(NOTHING, answers(8), 1.0)
     assert speed.cost_scale == 1.0
 
 
+@pytest.mark.parametrize("factor", [1.0, 30.0])
+def test_a_slow_machine_is_known_from_its_warm_up(factor: float) -> None:
+    """Nothing that was not computed before may look endless: long chunks, long contexts, large batches."""
+    costs = CostModel.linear(step_base_s=0.01, token_s=0.001, pair_s=1e-6)
+    slow = costs.scaled(factor)
+    speed = Speed(256 / slow.work_s(prompt(256)), costs, 256)
+    for prompts, running in [
+        (prompt(4096), NOTHING),
+        (StepWork().plus(256, 100_000), NOTHING),
+        (NOTHING, StepWork.of_answers(64, 64 * 8000)),
+        (prompt(64), answers(8)),
+    ]:
+        assert speed.predict_slow_s(prompts, running) == pytest.approx(slow.work_s(prompts.joined(running)))
+
+
 def test_the_share_of_prompts_follows_the_time_spent_on_them() -> None:
-    speed = Speed(100.0, COSTS)
+    speed = Speed(100.0, COSTS, 256)
     speed.on_time(0.0)
     for second in range(1, 60):
         speed.on_step(prompt(100), NOTHING, 0.25)

@@ -22,6 +22,7 @@ from diptych.core.errors import BenchError, DiptychError, LaunchError
 from diptych.core.ids import BlockId
 from diptych.engine.base import Row, StepEngine, WarmUp
 from diptych.engine.loading import load_engine
+from diptych.hardware.specs import modeled_costs
 from diptych.models import resolve
 from diptych.policy.batching import plan_chunks
 from diptych.transfer.segment import Segment
@@ -207,7 +208,7 @@ def _serve(control: "ControlChannel[_ToEngine]") -> None:
         eos_token_ids=frozenset(order.eos_token_ids),
         num_threads=len(order.place.cores),
         kv_dtype=order.kv_dtype,
-        modeled_time_scale=order.modeled_time_scale,
+        modeled_costs=modeled_costs(order.modeled_time_scale),
         clock=SystemClock(),
     )
     block_bytes = engine.layout.block_bytes

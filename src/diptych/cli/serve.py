@@ -75,6 +75,8 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     exact: Annotated[bool | None, _option("exact", MEMORY)] = None,
     kv_checksums: Annotated[bool | None, _option("kv_checksums", MEMORY)] = None,
     request_timeout_s: Annotated[float | None, _option("request_timeout_s", LIMITS)] = None,
+    queue_timeout_s: Annotated[float | None, _option("queue_timeout_s", LIMITS)] = None,
+    grant_timeout_s: Annotated[float | None, _option("grant_timeout_s", LIMITS)] = None,
     client_timeout_s: Annotated[float | None, _option("client_timeout_s", LIMITS)] = None,
     drain_timeout_s: Annotated[float | None, _option("drain_timeout_s", LIMITS)] = None,
     start_timeout_s: Annotated[float | None, _option("start_timeout_s", LIMITS)] = None,

@@ -155,6 +155,18 @@ class ServeConfig(BaseModel):
     request_timeout_s: float = Field(
         default=600.0, gt=0, description="Most seconds from a request's arrival to its end."
     )
+    queue_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Most seconds from a request's arrival until its prompt is begun; then it gets 503 [default: "
+        "--request-timeout-s].",
+    )
+    grant_timeout_s: float = Field(
+        default=5.0,
+        ge=1,
+        description="Seconds without news of a prompt that another worker reads, after which that one is asked; if it "
+        "does not answer for as long, it is replaced.",
+    )
     client_timeout_s: float = Field(
         default=30.0,
         gt=0,

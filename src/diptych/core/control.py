@@ -7,8 +7,8 @@
     launcher  <--FrontendListening, ClusterReady--  frontend
 
 The socket stays open for as long as the launcher lives; a process that reads its end ends itself. From then on only the
-process speaks: `Alive` as long as its loop turns, `Fenced` when it has let go of a dead worker's blocks, and the
-frontend passes on what an operator asks for (`Retire`, `Revive`).
+process speaks: `Alive` as long as its loop turns, `Fenced` when it has let go of a dead worker's blocks, `Unheard` of
+another worker that does not answer; and the frontend passes on what an operator asks for (`Retire`, `Revive`).
 """
 
 from typing import Literal
@@ -51,8 +51,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     niceness: int
     """Above 0 where the frontend runs on the same cores: it needs little, but at once."""
     engine: EngineKind
-    modeled_time_scale: float
-    """The modeled engine takes this times the time of the real one; 0 takes none."""
+    modeled_costs: CostModel
+    """The time that the modeled engine takes."""
     kv_dtype: KVDtype
     model: ModelOrder
     endpoint: str
@@ -71,6 +71,10 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     slo_ttft_s: float
     slo_tpot_s: float
     """What answers shall keep to: seconds to the first token, and a token after that."""
+    queue_timeout_s: float | None
+    """How long after its arrival a request may wait for its prompt to be begun; None: until its deadline."""
+    grant_timeout_s: float
+    """How long nothing may be heard of a grant before its writer is asked, and how long that may take to answer."""
     is_exact: bool
     """Whether to reuse only blocks written by prefill, so that answers do not depend on what is cached even in bf16."""
     has_kv_checksums: bool
@@ -103,6 +107,9 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Most tokens of a prompt and its answer together."""
     costs: CostModel
     """How long steps take on this worker's cores, as far as is known."""
+    lives: dict[WorkerId, int]
+    """Of all workers that are there now, this one too: by whom, and of whose end, there may be messages. Those to come
+    show themselves by their inboxes."""
 
 
 class StartFailure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -136,6 +143,7 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     block_size: int
     workers: dict[WorkerId, Role]
     request_timeout_s: float
+    queue_timeout_s: float | None
     client_timeout_s: float
     max_connections: int
     drain_timeout_s: float
@@ -172,6 +180,13 @@ class Fenced(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     incarnation: int
 
 
+class Unheard(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """That life of a worker does not answer me, though it may be alive: no blocks are safe from it until it is dead."""
+
+    worker_id: WorkerId
+    incarnation: int
+
+
 class Retire(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """That worker has nothing to do any more and gets no requests: end it."""
 
@@ -190,4 +205,4 @@ class Revive(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 ALIVE_INTERVAL_S = 0.25
 
 FromLauncher = WorkerOrder | Lease | FrontendOrder
-ToLauncher = LayoutReport | StartFailure | FrontendListening | ClusterReady | Alive | Fenced | Retire | Revive
+ToLauncher = LayoutReport | StartFailure | FrontendListening | ClusterReady | Alive | Fenced | Unheard | Retire | Revive

@@ -16,7 +16,7 @@ DiptychError
     ├── NotFoundError          404: no such model or route
     ├── OverloadedError        429: try again later, with Retry-After
     ├── InternalError          500: a defect of ours; the log has the details
-    └── UnavailableError       503: no worker can take it now
+    └── UnavailableError       503: no worker can take it now, or could in time; mostly with Retry-After
 """
 
 from diptych.core.ids import BlockId, RequestId
@@ -86,16 +86,25 @@ class PeerUnreachableError(DiptychError):
 class RequestError(DiptychError):
     """A request cannot be served. No block or queue place is held for it any more.
 
-    `http_status`, `kind` and `code` become OpenAI's error object; `param` names the offending field.
+    `http_status`, `kind` and `code` become OpenAI's error object; `param` names the offending field. `retry_after_s` is
+    the time after which a retry makes sense; None: nobody knows, or none does.
     """
 
     http_status = 500
     kind = "server_error"
     code: str | None = None
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.param = param
+        self.retry_after_s = retry_after_s
         if code is not None:
             self.code = code
 
@@ -116,15 +125,15 @@ class NotFoundError(RequestError):
 
 
 class OverloadedError(RequestError):
-    """The queue is full (HTTP 429); `retry_after_s` is the time after which a retry makes sense."""
+    """The queue is full (HTTP 429)."""
 
     http_status = 429
     kind = "rate_limit_error"
     code = "overloaded"
+    retry_after_s: float
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+        super().__init__(message, retry_after_s=retry_after_s)
 
 
 class InternalError(RequestError):

@@ -164,6 +164,8 @@ class Grant(Message, frozen=True, kw_only=True):
     """Enough blocks for the whole prompt; those of the cached tokens are shared and must not be written."""
     shared_epochs: list[Epoch]
     """Under which the shared blocks, the first ones, were written."""
+    block_hashes: list[Annotated[BlockHash, HASH]]
+    """Names of the blocks that the prompt fills."""
     sampling: SamplingParams
     choices: list[Index]
     """Which answers of the request begin with this prompt: a first token is sampled for each. None if the answer has
@@ -177,6 +179,14 @@ class Grant(Message, frozen=True, kw_only=True):
 
 class Revoke(Message, frozen=True, kw_only=True):
     """Stop writing for this grant and say so with `GrantEnded`."""
+
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
+    decode: PeerAddress
+
+
+class Remind(Message, frozen=True, kw_only=True):
+    """Say at once whether you have this grant: `GrantHeld`, or else `GrantEnded`."""
 
     request_id: Annotated[RequestId, NAME]
     epoch: Epoch
@@ -205,6 +215,13 @@ class GrantEnded(Message, frozen=True, kw_only=True):
     request_id: Annotated[RequestId, NAME]
     epoch: Epoch
     reason: str
+
+
+class GrantHeld(Message, frozen=True, kw_only=True):
+    """I have this grant: its prompt waits for its turn, or I am writing."""
+
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
 
 
 # Between owners of blocks
@@ -286,6 +303,8 @@ class FailureKind(StrEnum):
 
     REFUSED = "refused"
     """Nothing was done; another worker may take it."""
+    QUEUED = "queued"
+    """Its turn did not come in time; nothing was done."""
     INVALID = "invalid"
     TIMEOUT = "timeout"
     ERROR = "error"
@@ -450,8 +469,10 @@ ToWorker = (
     | CacheSnapshotWanted
     | Grant
     | Revoke
+    | Remind
     | Filled
     | GrantEnded
+    | GrantHeld
     | Borrow
     | Lent
     | Returned

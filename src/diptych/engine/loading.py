@@ -4,9 +4,9 @@ from pathlib import Path
 
 from diptych.core.clock import Clock
 from diptych.core.control import EngineKind, KVDtype
+from diptych.core.cost_model import CostModel
 from diptych.engine.base import StepEngine
 from diptych.engine.modeled_engine import ModeledEngine
-from diptych.hardware.specs import modeled_costs
 
 MODELED_VOCAB_SIZE = 49152
 
@@ -18,7 +18,7 @@ def load_engine(  # noqa: PLR0913  all by keyword
     eos_token_ids: frozenset[int],
     num_threads: int,
     kv_dtype: KVDtype,
-    modeled_time_scale: float,
+    modeled_costs: CostModel,
     clock: Clock,
 ) -> StepEngine:
     """Load a model on the cores that the calling process is pinned to; `clock` is what the modeled engine sleeps on.
@@ -26,7 +26,7 @@ def load_engine(  # noqa: PLR0913  all by keyword
     Raises: EngineError if this machine cannot run it so.
     """
     if kind == "modeled":
-        return ModeledEngine(modeled_costs(modeled_time_scale), clock, MODELED_VOCAB_SIZE, eos_token_ids)
+        return ModeledEngine(modeled_costs, clock, MODELED_VOCAB_SIZE, eos_token_ids)
     # Here, so that a process without it starts without the second that its import takes.
     from diptych.engine.openvino_engine import OpenVinoEngine  # noqa: PLC0415
 

@@ -51,7 +51,7 @@ def create_app(
     add_text_routes(app, translator, tokenizer, settings)
     add_cluster_routes(app, service, intake)
     add_worker_routes(app, service)
-    install_schema(app, settings.model_name)
+    install_schema(app, settings.model_name, needs_keys=settings.has_keys)
     return app
 
 

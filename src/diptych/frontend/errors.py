@@ -112,7 +112,7 @@ def error_body(error: RequestError) -> bytes:
 def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
     """Return the HTTP answer that tells the client of `error`."""
     all_headers = dict(headers or {})
-    if isinstance(error, OverloadedError):
+    if error.retry_after_s is not None:
         all_headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, AuthenticationError):
         all_headers["WWW-Authenticate"] = 'Bearer realm="diptych"'

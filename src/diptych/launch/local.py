@@ -90,7 +90,8 @@ class LocalCluster:
         try:
             on_progress("starting the workers")
             self._frontend = ChildProcess("frontend", FRONTEND_MODULE)
-            for number, worker_id in enumerate(self._roles, start=1):
+            lives = {worker_id: number for number, worker_id in enumerate(self._roles, start=1)}
+            for worker_id, number in lives.items():
                 child = ChildProcess(worker_id, WORKER_MODULE, [self._segment_descriptor])
                 self._workers[worker_id] = child
                 child.control.send(self._orders.worker(worker_id, number, self._segment_descriptor))
@@ -104,7 +105,7 @@ class LocalCluster:
         finally:
             segment.close()
         for worker_id, worker in self._workers.items():
-            worker.control.send(agreement.lease(worker_id))
+            worker.control.send(agreement.lease(worker_id, lives))
         on_progress("warming up")
         self._frontend.control.send(self._orders.frontend(1, self._config.port, agreement))
         port = self._expect(self._frontend, FrontendListening, deadline_s).port

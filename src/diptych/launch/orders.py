@@ -9,6 +9,7 @@ from diptych.core.control import FrontendOrder, LayoutReport, Lease, ModelOrder,
 from diptych.core.errors import ConfigError
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
+from diptych.hardware.specs import modeled_costs
 from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan
 from diptych.launch.costs import Costs
@@ -28,9 +29,9 @@ class Agreement:
     plan: SegmentPlan
     costs: Costs
 
-    def lease(self, worker_id: WorkerId) -> Lease:
-        """Return what a worker is told when its blocks are its own."""
-        return Lease(max_model_len=self.plan.max_model_len, costs=self.costs.models[worker_id])
+    def lease(self, worker_id: WorkerId, lives: Mapping[WorkerId, int]) -> Lease:
+        """Return what a worker is told when its blocks are its own; `lives`: of those that have been told so."""
+        return Lease(max_model_len=self.plan.max_model_len, costs=self.costs.models[worker_id], lives=dict(lives))
 
 
 class Orders:
@@ -74,7 +75,7 @@ class Orders:
             cores=cores,
             niceness=NICENESS_BESIDE_FRONTEND if _overlap(cores, self._cores.frontend) else 0,
             engine=config.engine,
-            modeled_time_scale=config.modeled_time_scale,
+            modeled_costs=modeled_costs(config.modeled_time_scale),
             kv_dtype=config.kv_dtype,
             model=self._model_order(),
             endpoint=self.worker_endpoint(worker_id, incarnation),
@@ -87,6 +88,8 @@ class Orders:
             is_adaptive=config.adaptive,
             slo_ttft_s=config.slo_ttft_s,
             slo_tpot_s=config.slo_tpot_s,
+            queue_timeout_s=config.queue_timeout_s,
+            grant_timeout_s=config.grant_timeout_s,
             is_exact=config.exact,
             has_kv_checksums=config.kv_checksums,
         )
@@ -113,6 +116,7 @@ class Orders:
             block_size=agreement.layout.block_size,
             workers=self.roles,
             request_timeout_s=config.request_timeout_s,
+            queue_timeout_s=config.queue_timeout_s,
             client_timeout_s=config.client_timeout_s,
             max_connections=config.max_connections,
             drain_timeout_s=config.drain_timeout_s,

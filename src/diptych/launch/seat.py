@@ -43,6 +43,8 @@ class Seat:
     """Other workers' lives that may still be writing into blocks for the life of this seat that had blocks last."""
     wrote_for: int = 0
     """Which life that is."""
+    accused: set[WorkerId] = field(default_factory=set)
+    """Workers of which this life has said that they do not answer."""
 
     @property
     def has_blocks(self) -> bool:

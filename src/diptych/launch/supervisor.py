@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import zmq
 
-from diptych.core.control import Alive, Fenced, LayoutReport, Retire, Revive, StartFailure, ToLauncher
+from diptych.core.control import Alive, Fenced, LayoutReport, Retire, Revive, StartFailure, ToLauncher, Unheard
 from diptych.core.errors import LaunchError, PeerUnreachableError, ProtocolError
 from diptych.core.ids import WorkerId
 from diptych.core.messages import FrontendGone, Message, PeerAddress, PeerGone, WorkerExited
@@ -162,6 +162,8 @@ class Supervisor:
                 other = self._workers.get(worker_id)
                 if other is not None and incarnation >= other.wrote_for:
                     other.writers.discard((seat.worker_id, seat.incarnation))
+            case Unheard(worker_id=worker_id, incarnation=incarnation) if seat.worker_id is not None:
+                self._on_unheard(seat, worker_id, incarnation)
             case LayoutReport(fingerprint=fingerprint):
                 if fingerprint == self._agreement.layout.fingerprint:
                     seat.enter(SeatState.FENCING, now_s)
@@ -173,9 +175,7 @@ class Supervisor:
             case Retire(worker_id=worker_id, incarnation=incarnation, will_return=will_return):
                 self._retire(worker_id, incarnation, will_return=will_return)
             case Revive(worker_id=worker_id):
-                other = self._workers.get(worker_id)
-                if other is not None and other.state is SeatState.DOWN:
-                    other.due_s = now_s
+                self._revive(worker_id, now_s)
             case _:
                 pass
 
@@ -195,6 +195,21 @@ class Supervisor:
         elif seat.state is not SeatState.UP and silent_s > self._start_timeout_s:
             log.error("%s was not up within %.0f s and is killed", seat.name, self._start_timeout_s)
             self._kill(seat)
+
+    def _on_unheard(self, accuser: Seat, worker_id: WorkerId, incarnation: int) -> None:
+        """End a worker that does not answer another, so that its blocks are safe.
+
+        If the other does not hear its successor either, it is rather its own ears that are deaf.
+        """
+        accused = self._workers.get(worker_id)
+        if accused is None or accused is accuser or accused.incarnation != incarnation:
+            return
+        if accused.child is None or accused.child.poll() is not None:
+            return
+        guilty = accuser if worker_id in accuser.accused else accused
+        accuser.accused.add(worker_id)
+        log.error("%s does not hear anything of %s: %s is killed", accuser.name, accused.name, guilty.name)
+        self._kill(guilty)
 
     def _kill(self, seat: Seat) -> None:
         if seat.child is not None:
@@ -271,9 +286,15 @@ class Supervisor:
 
     # Lives
 
+    def _revive(self, worker_id: WorkerId, now_s: float) -> None:
+        seat = self._workers.get(worker_id)
+        if seat is not None and seat.state is SeatState.DOWN:
+            seat.due_s = now_s
+
     def _begin_life(self, seat: Seat, now_s: float) -> None:
         seat.due_s = None
         seat.incarnation += 1
+        seat.accused.clear()
         try:
             if seat.worker_id is None:
                 self._begin_frontend(seat, now_s)
@@ -310,8 +331,11 @@ class Supervisor:
             header.lease_extent(extent, seat.worker_id, header.extent_epoch(extent))
         header.close()
         segment.close()
-        seat.child.control.send(self._agreement.lease(seat.worker_id))
         seat.enter(SeatState.WARMING, now_s)
+        lives = {
+            peer.worker_id: peer.incarnation for peer in self._workers.values() if peer.worker_id and peer.has_blocks
+        }
+        seat.child.control.send(self._agreement.lease(seat.worker_id, lives))
 
 
 def _messages(child: ChildProcess) -> list[ToLauncher]:

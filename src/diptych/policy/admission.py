@@ -54,7 +54,7 @@ def admit(num_outstanding: int, max_outstanding: int, mean_request_s: float | No
     if num_outstanding < max_outstanding:
         return Admitted()
     return Rejected(
-        retry_after_s=_retry_after_s(mean_request_s),
+        retry_after_s=retry_after_s(mean_request_s),
         reason=f"{num_outstanding} requests are running or waiting, of at most {max_outstanding}; try again later",
     )
 
@@ -77,7 +77,7 @@ def _bounded_s(retry_after_s: float) -> float:
     return min(max(retry_after_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
 
 
-def _retry_after_s(mean_request_s: float | None) -> float:
+def retry_after_s(mean_request_s: float | None) -> float:
     """Return when `RETRY_SHARE_OF_PLACES` of the places will be free again.
 
     With all places taken they empty at a rate of places / mean_request_s (Little's law), so the number cancels out.

@@ -31,6 +31,7 @@ from diptych.core.messages import (
     Tokens,
 )
 from diptych.core.request import Request
+from diptych.policy.admission import retry_after_s
 from diptych.router.answer import Answer
 from diptych.router.history import History
 from diptych.router.in_flight import InFlight, Phase
@@ -82,8 +83,9 @@ class Follower:
             prompt_hashes=hashes,
             answer=Answer(request.sampling.max_tokens, request.num_choices),
             last_moment_s=last_moment_s,
-            give_up_s=min(last_moment_s, self._clock.now_s() + self._settings.homeless_timeout_s),
+            give_up_s=last_moment_s,
         )
+        flight.give_up_s = self._mover.homeless_until_s(flight)
         if not self._mover.try_settle(flight):
             self._homeless[flight.request_id] = flight
         self._in_flight[request.request_id] = flight
@@ -181,7 +183,7 @@ class Follower:
             self._make_homeless(flight, self._mover.on_refused, failed.message)
             self.settle_homeless()
         else:
-            self._fail(flight, _error_of(failed), failed)
+            self._fail(flight, _error_of(failed, retry_after_s(self.history.mean_request_s)), failed)
 
     def _on_aborted(self, flight: InFlight, aborted: Aborted) -> None:
         if flight.phase is Phase.SERVING and not flight.answer.has_ended(aborted.choice):
@@ -239,19 +241,13 @@ class Follower:
                     )
                     self._abort_or_close(flight)
                 case Phase.HOMELESS:
-                    self._fail(flight, self._why_homeless(flight, now_s), None)
+                    self._fail(flight, self._mover.why_homeless(flight), None)
                 case Phase.END_HELD:
                     self._make_homeless(flight, self._mover.on_answer_torn, "a part of the answer was lost")
                 case Phase.ABORTING:
                     log.warning("%s did not confirm the end of %s in time", _owner_id(flight), flight.request_id)
                     self._close(flight)
         self.settle_homeless()
-
-    def _why_homeless(self, flight: InFlight, now_s: float) -> RequestError:
-        if now_s >= flight.request.deadline_s:
-            return RequestTimeoutError("the deadline passed before a worker took the request")
-        reason = flight.setback or "no worker is up"
-        return UnavailableError(f"{reason}, and none came back in {self._settings.homeless_timeout_s:.0f} s; try again")
 
     def stop(self) -> None:
         """End all requests: nobody will receive their messages any more."""
@@ -312,7 +308,7 @@ def _owner_id(flight: InFlight) -> str:
     return "nobody" if flight.owner is None else flight.owner.worker_id
 
 
-def _error_of(failed: Failed) -> RequestError:
+def _error_of(failed: Failed, retry_after_s: float) -> RequestError:
     """Return what the client hears of a worker's failure."""
     match failed.kind:
         case FailureKind.INVALID:
@@ -321,5 +317,7 @@ def _error_of(failed: Failed) -> RequestError:
             return RequestTimeoutError(failed.message)
         case FailureKind.ERROR:
             return InternalError(failed.message)
+        case FailureKind.QUEUED:
+            return UnavailableError(failed.message, code="queue_timeout", retry_after_s=retry_after_s)
         case FailureKind.REFUSED:
             return UnavailableError(failed.message)

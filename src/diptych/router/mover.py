@@ -10,10 +10,16 @@ Invariants: a request changes its worker a bounded number of times; one without 
 import logging
 
 from diptych.core.clock import Clock
-from diptych.core.errors import OverloadedError, PeerUnreachableError, RequestTimeoutError, UnavailableError
+from diptych.core.errors import (
+    OverloadedError,
+    PeerUnreachableError,
+    RequestError,
+    RequestTimeoutError,
+    UnavailableError,
+)
 from diptych.core.messages import FormerAttempt, Submit
 from diptych.core.slo import Slo
-from diptych.policy.admission import Rejected, admit_to_slo
+from diptych.policy.admission import Rejected, admit_to_slo, retry_after_s
 from diptych.router.history import History
 from diptych.router.in_flight import InFlight
 from diptych.router.placement import Placement, Placer
@@ -62,8 +68,8 @@ class Mover:
         assert flight.placement is not None
         flight.former = FormerAttempt(worker_id=flight.placement.decode.worker_id, attempt=flight.attempt)
         flight.migrated_s = self._clock.now_s()
-        self._leave(flight, reason)
         flight.num_migrations += 1
+        self._leave(flight, reason)
         flight.num_deaths += not is_orderly
         if flight.num_deaths > self._settings.max_migrations:
             raise UnavailableError(
@@ -85,8 +91,30 @@ class Mover:
         flight.setback = reason
         flight.lose_home()
         flight.attempt += 1
-        now_s = self._clock.now_s()
-        flight.give_up_s = min(flight.last_moment_s, now_s + self._settings.homeless_timeout_s)
+        flight.give_up_s = self.homeless_until_s(flight)
+
+    def homeless_until_s(self, flight: InFlight) -> float:
+        """Return how long a request that has no worker now waits for one."""
+        limits_s = [flight.last_moment_s, self._clock.now_s() + self._settings.homeless_timeout_s]
+        if self._settings.queue_timeout_s is not None and not flight.num_migrations:
+            limits_s.append(flight.request.arrived_s + self._settings.queue_timeout_s)
+        return min(limits_s)
+
+    def why_homeless(self, flight: InFlight) -> RequestError:
+        """Return what the client hears when its request has waited for a worker as long as it may."""
+        now_s, settings = self._clock.now_s(), self._settings
+        if now_s >= flight.request.deadline_s:
+            return RequestTimeoutError("the deadline passed before a worker took the request")
+        reason = flight.setback or "no worker is up"
+        waited_s = now_s - flight.request.arrived_s
+        if settings.queue_timeout_s is not None and not flight.num_migrations and waited_s >= settings.queue_timeout_s:
+            text = f"{reason}, and none came back in {settings.queue_timeout_s:g} s (--queue-timeout-s)"
+            code = "queue_timeout"
+        else:
+            text, code = f"{reason}, and none came back in {settings.homeless_timeout_s:.0f} s", None
+        return UnavailableError(
+            f"{text}; try again later", code=code, retry_after_s=retry_after_s(self._history.mean_request_s)
+        )
 
     def _raise_if_too_late(self, flight: InFlight, placement: Placement) -> None:
         """Raises: OverloadedError if a new request is predicted to miss the SLO there."""

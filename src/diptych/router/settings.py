@@ -30,6 +30,8 @@ class RouterSettings:
     """How often workers may refuse a request before it fails."""
     max_migrations: int = 3
     """How often a request may lose its worker before it fails: it might be the request that kills them."""
+    queue_timeout_s: float | None = None
+    """How long after its arrival a request may wait for its prompt to be begun; None: until its deadline."""
     homeless_timeout_s: float = 30.0
     """How long a request waits for a worker to come back when there is none."""
     frontend: int = 1

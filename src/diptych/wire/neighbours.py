@@ -1,5 +1,6 @@
 """Who has an inbox in this server's private directory: the only ones to be written to on a stranger's word."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,11 +18,14 @@ def inbox_name(worker_id: WorkerId, incarnation: int) -> str:
 class Neighbours:
     """The workers of one server, by their roles and sockets."""
 
-    def __init__(self, own_endpoint: str, workers: Mapping[WorkerId, Role]) -> None:
+    def __init__(
+        self, own_endpoint: str, workers: Mapping[WorkerId, Role], lives: Mapping[WorkerId, int] | None = None
+    ) -> None:
+        """`lives`: of workers, as far as the launcher has told."""
         self._directory = own_endpoint.rpartition("/")[0]
         self._workers = dict(workers)
-        self._seen: set[tuple[WorkerId, int]] = set()
-        """Lives whose inboxes have been seen there: no more than there ever were."""
+        self._seen: set[tuple[WorkerId, int]] = set((lives or {}).items())
+        """Lives of which the launcher has told, or whose inboxes have been seen: no more than there ever were."""
 
     def knows(self, worker_id: WorkerId) -> bool:
         """Tell whether the server has such a worker."""
@@ -33,6 +37,14 @@ class Neighbours:
         if life not in self._seen and self.knows(worker_id) and self._path(worker_id, incarnation).exists():
             self._seen.add(life)
         return life in self._seen
+
+    def look_around(self) -> None:
+        """Take note of all inboxes that are there now, should something delete them before their owners speak."""
+        with contextlib.suppress(OSError):
+            for path in Path(self._directory.removeprefix(SCHEME)).iterdir():
+                worker_id, _, number = path.name.rpartition("-")
+                if worker_id in self._workers and number.isdecimal():
+                    self._seen.add((WorkerId(worker_id), int(number)))
 
     def try_find(self, address: PeerAddress) -> Role | None:
         """Return the role of the life of a worker that has its inbox there; None if there is none."""

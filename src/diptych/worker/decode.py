@@ -20,6 +20,7 @@ from diptych.core.messages import (
     Filled,
     FrontendGone,
     GrantEnded,
+    GrantHeld,
     Lent,
     PeerGone,
     Returned,
@@ -102,12 +103,8 @@ class DecodeRole:
                 for sequence in self.roster.find(request_id):
                     if choice in {None, sequence.choice}:
                         self._abort(sequence)
-            case Filled():
-                self._on_filled(message)
-            case GrantEnded(epoch=epoch, reason=reason):
-                handoff = self.roster.settle(epoch)
-                if handoff is not None:
-                    self._read_here(handoff, reason)
+            case Filled() | GrantEnded() | GrantHeld():
+                self._on_writers_word(message)
             case PeerGone(worker_id=worker_id, incarnation=incarnation):
                 self.blocks.on_worker_gone(worker_id)
                 self.loans.on_gone(worker_id, incarnation)
@@ -155,6 +152,17 @@ class DecodeRole:
             self.roster.leave(sequence)
             self.report.add_aborted(sequence, self._clock.now_s())
 
+    def _on_writers_word(self, message: Filled | GrantEnded | GrantHeld) -> None:
+        match message:
+            case Filled():
+                self._on_filled(message)
+            case GrantHeld(epoch=epoch):
+                self.roster.on_held(epoch)
+            case GrantEnded(epoch=epoch, reason=reason):
+                handoff = self.roster.settle(epoch)
+                if handoff is not None:
+                    self._read_here(handoff, reason)
+
     def _on_filled(self, message: Filled) -> None:
         handoff = self.roster.settle(message.epoch)
         if handoff is None:
@@ -173,7 +181,7 @@ class DecodeRole:
         """Go on without the writer."""
         log.warning("%s reads the prompt of %s itself: %s", self._order.worker_id, handoff.sequence.request_id, reason)
         handoff.sequence.prefill = None
-        self.blocks.on_taken_back(handoff.sequence)
+        self.blocks.take_back(handoff.sequence)
 
     # Copies
 
@@ -283,6 +291,11 @@ class DecodeRole:
     def _end_overdue(self) -> None:
         for sequence in self.roster.overdue(self._clock.now_s()):
             self._fail(sequence, FailureKind.TIMEOUT, "the request's deadline has passed")
+        limit_s = self._order.queue_timeout_s
+        if limit_s is not None:
+            for sequence in self.roster.unbegun(self._clock.now_s() - limit_s):
+                text = f"the request's turn did not come within {limit_s:g} s (--queue-timeout-s); try again later"
+                self._fail(sequence, FailureKind.QUEUED, text)
 
     # Answers
 

@@ -9,6 +9,10 @@ answer with HTTP 200.)
     open  --GrantEnded, PeerGone-->               settled: its prompt is read here
     open  --abandon (abort, deadline): Revoke-->  abandoned
     abandoned  --Filled, GrantEnded, PeerGone-->  settled: its blocks are freed
+
+A grant of which nothing is heard for a while may be lost, or its answer: its writer is asked (`Remind`). One that has
+it says so (`GrantHeld`), even in the midst of a step, and is left in peace: a long queue is no fault. One that does not
+know it says `GrantEnded`. One that says nothing is reported, to be killed.
 """
 
 from dataclasses import dataclass
@@ -25,6 +29,10 @@ class Handoff:
     sequence: Sequence
     writer: PeerAddress
     epoch: int
+    heard_s: float
+    """When it was opened, or its writer last said that it has it."""
+    asked_s: float | None = None
+    """When its writer was asked; None: no answer is due."""
     abandoned_blocks: list[BlockId] | None = None
     """Blocks to free when the writer is done; None as long as the sequence wants them."""
 
@@ -44,10 +52,10 @@ class Handoffs:
         """Blocks that wait for their writers alone."""
         return sum(len(handoff.abandoned_blocks or ()) for handoff in self._by_epoch.values())
 
-    def open(self, sequence: Sequence, writer: PeerAddress) -> None:
+    def open(self, sequence: Sequence, writer: PeerAddress, now_s: float) -> None:
         """Note that `writer` gets the blocks of `sequence` under its present epoch."""
         assert sequence.epoch not in self._by_epoch
-        self._by_epoch[sequence.epoch] = Handoff(sequence, writer, sequence.epoch)
+        self._by_epoch[sequence.epoch] = Handoff(sequence, writer, sequence.epoch, now_s)
 
     def get(self, epoch: int) -> Handoff | None:
         """Return the grant that is out under `epoch`; None: there is none."""
@@ -59,6 +67,25 @@ class Handoffs:
         handoff.abandoned_blocks = sequence.block_table
         sequence.block_table = []
         return handoff
+
+    def on_held(self, epoch: int, now_s: float) -> None:
+        """Note that a grant's writer has it."""
+        handoff = self._by_epoch.get(epoch)
+        if handoff is not None:
+            handoff.heard_s, handoff.asked_s = now_s, None
+
+    def take_unheard(self, now_s: float, timeout_s: float) -> tuple[list[Handoff], set[PeerAddress]]:
+        """Return the grants to ask for, and the writers that should have answered; each again after `timeout_s`."""
+        to_ask: list[Handoff] = []
+        mute: set[PeerAddress] = set()
+        for handoff in self._by_epoch.values():
+            if now_s - (handoff.heard_s if handoff.asked_s is None else handoff.asked_s) < timeout_s:
+                continue
+            if handoff.asked_s is not None:
+                mute.add(handoff.writer)
+            handoff.asked_s = now_s
+            to_ask.append(handoff)
+        return to_ask, mute
 
     def settle(self, epoch: int) -> Handoff | None:
         """Close the grant: its writer writes no more. None if no such grant is out (an answer of an older epoch)."""

@@ -30,6 +30,7 @@ from diptych.core.messages import (
     PeerAddress,
     PeerGone,
     Remains,
+    Remind,
     Revoke,
     Role,
     Submit,
@@ -117,7 +118,7 @@ class Inspector:
             case Submit(request=request, attempt=attempt):
                 kind = FailureKind.INVALID if self._decode is not None else FailureKind.REFUSED
                 self._refuse(request.request_id, attempt, kind, fault)
-            case Grant() | Revoke():
+            case Grant() | Revoke() | Remind():
                 self._give_back(message, fault)
             case Borrow():
                 self._lend_nothing(message)
@@ -140,7 +141,7 @@ class Inspector:
         message = Tokens(worker_id=order.worker_id, incarnation=order.incarnation, failed=[failed])
         self._send(order.router_endpoint, message)
 
-    def _give_back(self, message: Grant | Revoke | GrantRemains, fault: str) -> None:
+    def _give_back(self, message: Grant | Revoke | Remind | GrantRemains, fault: str) -> None:
         """Tell the owner of granted blocks that nothing is written there; not if that grant is being read."""
         if self._neighbours.try_find(message.decode) is None:
             return
@@ -175,7 +176,7 @@ class Inspector:
                 return self._find_submit_fault(message)
             case Grant():
                 return self._find_granter_fault(message.decode) or self._find_grant_fault(message)
-            case Revoke():
+            case Revoke() | Remind():
                 return self._find_granter_fault(message.decode)
             case Filled():
                 return self._find_filled_fault(message)
@@ -258,6 +259,8 @@ class Inspector:
             return f"a mask of {len(grant.first_token_mask)} bytes for {self._vocab_size} tokens"
         if self._prefill is not None and self._prefill.has_grant(grant.epoch, grant.decode):
             return f"epoch {grant.epoch} is granted already"
+        if len(grant.block_hashes) != num_prompt_tokens // self._memory.layout.block_size:
+            return f"{len(grant.block_hashes)} names for the blocks of {num_prompt_tokens} tokens"
         return (
             self._find_prompt_fault(grant.prompt_token_ids, grant.arrived_s)
             or self._find_sampling_fault(grant.sampling)

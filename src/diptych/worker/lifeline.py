@@ -1,4 +1,5 @@
-"""What a worker tells the launcher while it runs: that it lives, and that it has let go of a dead worker's blocks.
+"""What a worker tells the launcher while it runs: that it lives, that it has let go of a dead worker's blocks, and who
+does not answer it.
 
 The launcher kills who is silent. So a loop that stands still is found by its silence; a step that does not end, while
 the loop turns, is found here, and ends the process: its blocks are then safe, and its requests go on elsewhere.
@@ -9,14 +10,16 @@ import os
 import sys
 
 from diptych.core.clock import Clock
-from diptych.core.control import ALIVE_INTERVAL_S, Alive, Fenced, FromLauncher
-from diptych.core.messages import PeerGone
+from diptych.core.control import ALIVE_INTERVAL_S, Alive, Fenced, FromLauncher, Unheard
+from diptych.core.messages import PeerAddress, PeerGone
 from diptych.wire.control import ControlChannel
 
 EXIT_STATUS_HUNG = 71
 STEP_GRACE_S = 2.0
 STEP_PATIENCE = 10.0
 """How many times as long as predicted a step may take, besides the grace, before it is taken for endless."""
+LONGEST_TURN_S = 2 * ALIVE_INTERVAL_S
+"""The loop turns at least every `ALIVE_INTERVAL_S`, unless nothing in this process does."""
 log = logging.getLogger(__name__)
 
 
@@ -26,7 +29,7 @@ class Lifeline:
     def __init__(self, control: ControlChannel[FromLauncher], clock: Clock) -> None:
         self._control = control
         self._clock = clock
-        self._next_alive_s = clock.now_s()
+        self._next_alive_s = self._turned_s = clock.now_s()
         self._step_limit_s: float | None = None
         self._gone: list[PeerGone] = []
 
@@ -38,6 +41,10 @@ class Lifeline:
         """Remember that this is to be answered once nothing of before is being written any more."""
         self._gone.append(message)
 
+    def on_unheard(self, peer: PeerAddress) -> None:
+        """Report a worker that does not answer; what cannot be said now will be noticed again."""
+        self._control.try_send(Unheard(worker_id=peer.worker_id, incarnation=peer.incarnation))
+
     def on_step_begin(self, predicted_s: float) -> None:
         """Begin to watch a step."""
         self._step_limit_s = self._clock.now_s() + STEP_GRACE_S + STEP_PATIENCE * predicted_s
@@ -45,6 +52,10 @@ class Lifeline:
     def on_turn(self, *, is_in_step: bool) -> None:
         """Say what there is to say; every turn of the loop. Ends the process if its step does not end."""
         now_s = self._clock.now_s()
+        # Where this process stood still (a frozen container, a suspended machine) so did its step.
+        stood_still_s, self._turned_s = max(now_s - self._turned_s - LONGEST_TURN_S, 0.0), now_s
+        if self._step_limit_s is not None:
+            self._step_limit_s += stood_still_s
         if not is_in_step:
             self._step_limit_s = None
             self._fence()

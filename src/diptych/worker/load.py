@@ -37,7 +37,8 @@ def work_of(parts: Sequence[StepPart]) -> tuple[StepWork, StepWork]:
 class Speed:
     """Running means of how fast steps go, and how far the cost model is from them."""
 
-    def __init__(self, prefill_tokens_per_s: float, costs: CostModel) -> None:
+    def __init__(self, prefill_tokens_per_s: float, costs: CostModel, warm_up_tokens: int) -> None:
+        """`prefill_tokens_per_s`: of a prompt of `warm_up_tokens` (at least 1), measured before the first step."""
         self.prefill_tokens_per_s = prefill_tokens_per_s
         self.decode_step_s = 0.0
         self.num_steps = 0
@@ -45,6 +46,8 @@ class Speed:
         """Of the time, spent on prompts of late."""
         self._costs = costs
         self._scale = 1.0
+        predicted_s = costs.step_s([(warm_up_tokens, 0)])
+        self._warm_up_scale = warm_up_tokens / max(prefill_tokens_per_s, 1e-9) / predicted_s if predicted_s else 1.0
         self._prefill_s = 0.0
         self._last_s: float | None = None
 
@@ -58,9 +61,13 @@ class Speed:
         return self._scale * self._costs.work_s(work)
 
     def predict_slow_s(self, prompts: StepWork, answers: StepWork) -> float:
-        """Return how long a step takes by the most pessimistic of what is known: prediction, speed as measured."""
+        """Return how long a step takes by the most pessimistic of what is known: predictions, speed as measured.
+
+        The first predictions may be a guess that is off by any factor: the warm-up tells by which.
+        """
         read_s = prompts.num_tokens / max(self.prefill_tokens_per_s, 1e-9)
-        return max(self.predict_s(prompts.joined(answers)), read_s)
+        work_s = self._costs.work_s(prompts.joined(answers))
+        return max(self._scale * work_s, self._warm_up_scale * work_s, read_s)
 
     def on_step(self, prompts: StepWork, answers: StepWork, duration_s: float) -> None:
         """Take a step into account: its prompts' part and its answers' part."""

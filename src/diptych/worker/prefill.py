@@ -1,12 +1,12 @@
 """The prefill role: reads prompts into blocks that belong to others.
 
 It owns no block and keeps no KV. A grant names the blocks; the worker computes the uncached part of the prompt into
-them, chunk by chunk, samples the first token, tells the router (that is TTFT) and the decode worker. Its death loses
-nothing but time.
+them, chunk by chunk, samples the first token, tells the router (that is TTFT) and the decode worker. After each chunk
+the header says how far it is, so its death, or the owner's, loses nothing but time, and not much of it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 from diptych.core.clock import Clock
@@ -17,60 +17,27 @@ from diptych.core.messages import (
     Filled,
     Grant,
     GrantEnded,
+    GrantHeld,
     Message,
     PeerAddress,
     PeerGone,
+    Remind,
     Revoke,
     Started,
     TokenEvent,
     Tokens,
     ToWorker,
 )
-from diptych.core.request import SampledToken, TokenLogprobs
-from diptych.engine.base import Logits, Row, StepEngine
+from diptych.core.request import SampledToken
+from diptych.engine.base import Logits, StepEngine
 from diptych.wire.mailbox import Outbox
+from diptych.worker.granted_prompt import GrantedPrompt
 from diptych.worker.load import Load
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.pace import Pace, Unread
 from diptych.worker.sampling.chooser import TokenChooser, choose_tokens
 from diptych.worker.sampling.guide import FirstTokenGuide
 from diptych.worker.sampling.logprobs import chunk_logprobs
-
-
-@dataclass(slots=True, eq=False)
-class GrantedPrompt:
-    """A grant and how far it has been filled."""
-
-    grant: Grant
-    num_computed_tokens: int
-    started_s: float = 0.0
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    """Of the prompt's tokens from the second on, as far as computed; empty unless asked for."""
-
-    @property
-    def num_remaining_tokens(self) -> int:
-        """Prompt tokens not computed yet."""
-        return len(self.grant.prompt_token_ids) - self.num_computed_tokens
-
-    @property
-    def num_prompt_logprobs(self) -> int | None:
-        """As the request asks for it, and nobody has told yet."""
-        return self.grant.sampling.num_prompt_logprobs if self.grant.choices else None
-
-    @property
-    def told_prompt_logprobs(self) -> list[TokenLogprobs] | None:
-        """The log-probabilities of the whole prompt; None unless asked for."""
-        return None if self.num_prompt_logprobs is None else self.prompt_logprobs
-
-    def part(self, num_tokens: int) -> StepPart:
-        """Return what the next `num_tokens` of it are in a step."""
-        grant, begin = self.grant, self.num_computed_tokens
-        if self.num_prompt_logprobs is not None:
-            num_logits = num_tokens
-        else:
-            num_logits = int(num_tokens == self.num_remaining_tokens and len(grant.choices) > 0)
-        row = Row(grant.prompt_token_ids[begin : begin + num_tokens], begin, grant.block_table, num_logits)
-        return StepPart(row, grant.request_id, grant.epoch, grant.shared_epochs)
 
 
 @dataclass(slots=True)
@@ -117,6 +84,11 @@ class PrefillRole:
                 # One that was overtaken by the news of its sender's death: its blocks are somebody else's by now.
                 if not self._is_gone(decode):
                     self._queue.append(GrantedPrompt(message, message.num_cached_tokens))
+            case Remind(request_id=request_id, epoch=epoch, decode=decode):
+                if self.has_grant(epoch, decode):
+                    self._tell(decode, GrantHeld(request_id=request_id, epoch=epoch))
+                else:
+                    self._tell(decode, GrantEnded(request_id=request_id, epoch=epoch, reason="it is unknown there"))
             case Revoke() | PeerGone() if self._batch:
                 self._in_step.append(message)
             case Revoke(request_id=request_id, epoch=epoch, decode=decode):
@@ -180,6 +152,10 @@ class PrefillRole:
                 rows = logits[row : row + num_logits]
                 prompt.prompt_logprobs += chunk_logprobs(rows, prompt.grant.prompt_token_ids, begin, num_top)
             row += num_logits
+            error = self._try_commit(prompt, num_tokens)
+            if error is not None:
+                self._give_back(prompt, str(error))
+                continue
             prompt.num_computed_tokens += num_tokens
             if prompt.num_remaining_tokens == 0:
                 filled.append((prompt, row - 1))
@@ -194,6 +170,14 @@ class PrefillRole:
             else:  # the decode worker will meet the same error, and tell the client
                 self._give_back(prompt, next(str(result) for result in results if isinstance(result, EngineError)))
         return read
+
+    def _try_commit(self, prompt: GrantedPrompt, num_tokens: int) -> EngineError | None:
+        """Write down what a step has computed; return why that cannot be: the blocks were taken away meanwhile."""
+        try:
+            self._memory.header.commit(prompt.commits(num_tokens, self._memory.layout.block_size))
+        except EngineError as error:
+            return error
+        return None
 
     def _choosers(self, grant: Grant) -> list[TokenChooser]:
         guide = None if grant.first_token_mask is None else FirstTokenGuide(grant.first_token_mask)

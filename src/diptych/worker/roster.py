@@ -16,7 +16,7 @@ from diptych.core.control import WorkerOrder
 from diptych.core.errors import GrammarError, PeerUnreachableError
 from diptych.core.events import Lifecycle
 from diptych.core.ids import RequestId, WorkerId
-from diptych.core.messages import Grant, Revoke
+from diptych.core.messages import Grant, Message, PeerAddress, Remind, Revoke
 from diptych.models.grammar_guide import GrammarGuide
 from diptych.policy.batching import choose_victim
 from diptych.wire.mailbox import Outbox
@@ -91,6 +91,21 @@ class Roster:
     def overdue(self, now_s: float) -> list[Sequence]:
         """Return a sequence of each request whose deadline has passed."""
         return [sequences[0] for sequences in self._by_id.values() if sequences[0].request.deadline_s < now_s]
+
+    def unbegun(self, arrived_before_s: float) -> list[Sequence]:
+        """Return a sequence of each request that came before that time and of which nothing has been computed yet."""
+        return [
+            sequences[0]
+            for sequences in self._by_id.values()
+            if sequences[0].request.arrived_s < arrived_before_s and self._is_unbegun(sequences[0])
+        ]
+
+    def _is_unbegun(self, sequence: Sequence) -> bool:
+        if Lifecycle.PREFILL_STARTED in sequence.timeline or sequence.former is not None or sequence.num_output_tokens:
+            return False
+        # What another reads shows in the blocks' records; what was read elsewhere and taken back has begun there.
+        is_granted = sequence.state is SequenceState.GRANTED
+        return not self._blocks.is_begun(sequence) if is_granted else Lifecycle.GRANTED not in sequence.timeline
 
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence wait."""
@@ -240,6 +255,7 @@ class Roster:
             num_cached_tokens=sequence.num_computed_tokens,
             block_table=list(sequence.block_table),
             shared_epochs=list(sequence.shared_epochs),
+            block_hashes=sequence.block_hashes[: sequence.num_prompt_tokens // self._blocks.block_size],
             sampling=sequence.request.sampling,
             choices=choices,
             first_token_mask=None if guide is None or not choices else guide.mask().tobytes(),
@@ -250,17 +266,35 @@ class Roster:
             self._outbox.send(writer.endpoint, grant)
         except PeerUnreachableError:
             return False
-        self._handoffs.open(sequence, writer)
+        self._handoffs.open(sequence, writer, self._clock.now_s())
         sequence.state = SequenceState.GRANTED
         sequence.note_first(Lifecycle.GRANTED, self._clock.now_s())
         return True
 
     def _revoke(self, handoff: Handoff) -> None:
         revoke = Revoke(request_id=handoff.sequence.request_id, epoch=handoff.epoch, decode=self._address)
+        self._tell_writer(handoff.writer, revoke)
+
+    def _tell_writer(self, writer: PeerAddress, message: Message) -> None:
         try:
-            self._outbox.send(handoff.writer.endpoint, revoke)
+            self._outbox.send(writer.endpoint, message)
         except PeerUnreachableError:
-            log.warning("%s does not read its messages; blocks wait until it is gone", handoff.writer.worker_id)
+            log.warning("%s does not read its messages; blocks wait until it is gone", writer.worker_id)
+
+    def ask_after_grants(self) -> set[PeerAddress]:
+        """Ask for grants of which nothing has been heard for long; return the writers that do not even answer.
+
+        Only their deaths make their blocks safe.
+        """
+        to_ask, mute = self._handoffs.take_unheard(self._clock.now_s(), self._order.grant_timeout_s)
+        for handoff in to_ask:
+            request_id, epoch = handoff.sequence.request_id, handoff.epoch
+            self._tell_writer(handoff.writer, Remind(request_id=request_id, epoch=epoch, decode=self._address))
+        return mute
+
+    def on_held(self, epoch: int) -> None:
+        """Take note that a writer has its grant."""
+        self._handoffs.on_held(epoch, self._clock.now_s())
 
     def granted(self, epoch: int) -> Handoff | None:
         """Return what is granted under `epoch` and has not been answered; None: nothing."""

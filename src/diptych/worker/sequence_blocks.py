@@ -93,6 +93,35 @@ class SequenceBlocks:
         if end > begin:
             self.on_computed([(sequence, end - begin)])
 
+    def is_begun(self, sequence: Sequence) -> bool:
+        """Tell whether the prefill worker that reads its prompt has computed any of it: its records say so."""
+        return self._end_of_records(sequence) > sequence.num_computed_tokens
+
+    def take_back(self, sequence: Sequence) -> None:
+        """Go on from what a prefill worker has read of a prompt, which it has given back or has died of.
+
+        As with the cache: of the prompt at least two tokens are computed here.
+        """
+        if not sequence.wants_prompt_logprobs:  # of every token, so every token would have to be computed here
+            end = min(self._end_of_records(sequence), sequence.num_prompt_tokens - MIN_CHUNK_TOKENS)
+            if end > sequence.num_computed_tokens:
+                self.on_computed([(sequence, end - sequence.num_computed_tokens)])
+        num_full, num_in_last = divmod(sequence.num_computed_tokens, self.block_size)
+        if num_in_last:  # behind the tokens that count it may have begun to write
+            self._memory.vouch_for(sequence.block_table[num_full : num_full + 1], sequence.epoch)
+
+    def _end_of_records(self, sequence: Sequence) -> int:
+        """Return up to which token its own blocks hold it, by the header's records of its present reservation."""
+        size, end = self.block_size, sequence.num_computed_tokens
+        key, first = _key(sequence, sequence.attempt), end // self.block_size
+        for index, record in enumerate(self._header.committed(sequence.block_table[first:]), start=first):
+            if record is None or (record.request_key, record.block_index, record.epoch) != (key, index, sequence.epoch):
+                break
+            end = index * size + record.num_tokens
+            if record.num_tokens < size:
+                break
+        return end
+
     def _give(self, sequence: Sequence, shared: list[BlockId], new: list[BlockId]) -> None:
         """Let a sequence read `shared` blocks, and write `new` ones under an epoch of its own."""
         self._last_epoch += 1
@@ -185,12 +214,6 @@ class SequenceBlocks:
 
     def _may_cache(self, sequence: Sequence, index: int) -> bool:
         return not self._is_exact or (index + 1) * self.block_size <= sequence.num_prompt_tokens
-
-    def on_taken_back(self, sequence: Sequence) -> None:
-        """Go on where a prefill worker has left off: behind the tokens that count it may have begun to write."""
-        num_full, num_in_last = divmod(sequence.num_computed_tokens, self.block_size)
-        if num_in_last:
-            self._memory.vouch_for(sequence.block_table[num_full : num_full + 1], sequence.epoch)
 
     def on_damaged(self, blocks: Iterable[tuple[BlockId, int]]) -> None:
         """Let nobody count on these blocks, as written under these epochs, any more; others' are passed over."""

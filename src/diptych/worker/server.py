@@ -100,7 +100,8 @@ class Worker:
         scratch = spare_blocks(block_ids, held, WARM_UP_BLOCKS)
         memory.header.reserve(scratch, first_epoch(order.incarnation))  # whatever they held, they hold no longer
         held = [one for one in held if one.block_id not in scratch]
-        self._speed = Speed(engine.warm_up(_warm_up_plan(order), scratch), lease.costs)
+        warm_up = _warm_up_plan(order)
+        self._speed = Speed(engine.warm_up(warm_up, scratch), lease.costs, warm_up.prefill_tokens)
         pace = Pace(order, lease.costs, self._speed, clock)
         self._cache = PrefixCache(block_ids, held) if order.writes_answers else PrefixCache([])
         self._cache_log = CacheLog(order.worker_id, order.incarnation, self._cache)
@@ -127,6 +128,7 @@ class Worker:
             self._role = prefill
         else:
             self._role = self._decode if order.role is not Role.PREFILL else BothRoles(prefill, self._decode, pace)
+        self._neighbours = Neighbours(order.endpoint, order.workers, lease.lives)
         self._inspector = Inspector(
             order,
             engine,
@@ -134,7 +136,7 @@ class Worker:
             self._outbox,
             clock,
             self._inbox.dropped,
-            Neighbours(order.endpoint, order.workers),
+            self._neighbours,
             prefill if order.role is Role.PREFILL else None,
             self._decode,
         )
@@ -176,6 +178,8 @@ class Worker:
             self._role.on_step_done(outcome)
         if self._decode is not None:
             self._decode.admit()
+            for writer in self._decode.roster.ask_after_grants():
+                self._lifeline.on_unheard(writer)
         self._lifeline.on_turn(is_in_step=self._steps.is_running)
         if not self._steps.is_running:
             self._start_step()
@@ -229,6 +233,7 @@ class Worker:
     def _send_heartbeat(self, state: WorkerState) -> None:
         self._next_heartbeat_s = self._clock.now_s() + HEARTBEAT_INTERVAL_S
         order, load, cache = self._order, self._role.load(), self._cache
+        self._neighbours.look_around()
         self._speed.on_time(self._clock.now_s())
         status = WorkerStatus(
             state=state,
@@ -289,7 +294,7 @@ def _start(control: ControlChannel[FromLauncher]) -> Worker:
         eos_token_ids=frozenset(order.model.eos_token_ids),
         num_threads=len(order.cores),
         kv_dtype=order.kv_dtype,
-        modeled_time_scale=order.modeled_time_scale,
+        modeled_costs=order.modeled_costs,
         clock=clock,
     )
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
