@@ -88,6 +88,8 @@ class Pair(NamedTuple):
     """The same, had the owner nothing else to do."""
     step_share: float
     """How much of a token's time a step of the owner may take."""
+    step_now_s: float
+    """Of the owner with one answer more than it is writing at this moment: what shows before prompts have been read."""
 
 
 def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
@@ -200,7 +202,8 @@ def _judge(  # noqa: PLR0913, PLR0917
     excess = max(tpot_ratio, ttft_s / (slo.ttft_s * TTFT_SHARE), 1.0)
     price_s = own_s + num_answer_tokens * (step_s - before_s) + ttft_s
     least_step_s = owner.cost_scale * owner.costs.answers_s(1, num_prompt_tokens)
-    pair = Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s, own_s, least_step_s, share)
+    now_s = owner.step_s(owner.num_answers + 1)
+    pair = Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s, own_s, least_step_s, share, now_s)
     return pair, excess, price_s
 
 
