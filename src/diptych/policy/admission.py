@@ -9,9 +9,9 @@ too. One that would miss it on an idle server is not refused for that: it is slo
 
 By which load? `early` goes by what there is when the request comes: the reader's queue, and the owner's batch. But the
 request joins that batch only when its prompt has been read, and so do all that were let in before it and wait for that
-still. While the batch looks small all are let in, and when they have arrived in it none is: load swings, as long as
-prompts take to read. `predictive` goes by the batch when this prompt will have been read (`Pair.step_s`), and that calms
-it (`benchmarks/admission_swing.py`). `none` refuses nothing for the SLO.
+still. While the batch looks small all are let in, and when they have arrived in it none is: load swings, as slowly as
+prompts are read. `predictive` goes by the batch when this prompt will have been read (`Pair.step_s`), and that calms it
+(`benchmarks/admission_swing.py`). `none` refuses nothing for the SLO.
 
 See: Mooncake (Qin et al., arXiv 2407.00079, section 7): early rejection, and early rejection based on prediction.
 

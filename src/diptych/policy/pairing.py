@@ -62,6 +62,8 @@ class WorkerLoad:
     """Of its time of late, spent on prompts."""
     copy_block_s: float = GUESSED_COPY_BLOCK_S
     """How long it takes to copy a block within the segment."""
+    mean_written_tokens: float | None = None
+    """Of the answers that are being written, so far; None: not known, taken for half of what is expected."""
 
     def step_s(self, num_answers: float) -> float:
         """Return how long a step takes that continues so many answers of this worker's mean length."""
@@ -210,10 +212,13 @@ def _judge(  # noqa: PLR0913, PLR0917
 def _answers_when_read(load: WorkerLoad, wait_s: float, read_each_s: float, num_answer_tokens: float) -> float:
     """Return how many answers a worker will be writing when a prompt has been read after `wait_s`.
 
-    Those of now end one by one; of the unread ones, those count whose prompts are read within an answer's time.
+    Those of now end one by one, as far as they are; of the unread ones, those count whose prompts are read within an
+    answer's time.
     """
     answer_s = num_answer_tokens * load.step_s(load.num_answers + 1)
-    return answers_when_read(load.num_answers, load.num_unread, wait_s, read_each_s, answer_s)
+    written = load.mean_written_tokens
+    written_share = 0.5 if written is None else written / max(num_answer_tokens, 1.0)
+    return answers_when_read(load.num_answers, load.num_unread, wait_s, read_each_s, answer_s, written_share)
 
 
 def _free_share(load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> float:
