@@ -1,8 +1,8 @@
 """Load of 8 prefill and 8 decode workers under overload, by admission policy. SIMULATED times.
 
 Requests come faster than the decode workers can write answers, all of three seconds at once, as in Mooncake's trace.
-What is refused and what is let in is decided by the live router; workers are modeled (`diptych.sim`). Load is the answers that the decode workers write,
-over those at which they are full by the policies' limit.
+What is refused and what is let in is decided by the live router; workers are modeled (`diptych.sim`). Load is the
+answers that the decode workers write, over those at which they are full by the policies' limit.
 
 By the load at arrival (`early`) the router does not see the answers that will come out of the prefill queue, so it lets
 in too many, then none: load swings between idle and overloaded. `predictive` counts those too. `none` refuses nothing.

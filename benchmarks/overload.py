@@ -2,8 +2,8 @@
 
 First the peak is searched: the highest rate at which 90 % meet the SLO. Then each set-up (`--admission predictive`,
 which refuses what would be too late, and `none`, which lets it wait) is offered the peak, three times the peak, and at
-once after that half of it. Told are the requests a second that met the SLO, the processes' memory, and how long after the
-overload the last request came that missed.
+once after that half of it. Told are the requests a second that met the SLO, the processes' memory, and how long after
+the overload the last request came that missed.
 
     python benchmarks/overload.py --engine modeled --output benchmarks/results/latest
 """

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 import simpy
 
 from diptych.core.errors import InvalidRequestError, OverloadedError, UnavailableError
-from diptych.core.events import Lifecycle
 from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import PeerAddress, Role, Tokens, ToRouter
 from diptych.core.request import Request, SamplingParams
@@ -210,11 +209,11 @@ class SimulatedCluster:
         if flight.outcome is None:
             raise AssertionError(f"{request_id} has ended on its worker, and its answer is not whole")
         del self._open.flights[request_id]
-        assert flight.placement is not None and flight.first_token_s is not None and flight.last_end is not None
+        assert flight.placement is not None and flight.first_token_s is not None
         outcome = self._outcomes[number]
         outcome.end, outcome.reason = "finished", ""
         outcome.first_token_s = flight.first_token_s - BEGIN_S
-        outcome.finished_s = flight.last_end.timeline[Lifecycle.FINISHED] - BEGIN_S
+        outcome.finished_s = self._clock.now_s() - BEGIN_S
         outcome.num_cached_tokens = flight.answer.num_cached_tokens
         outcome.has_copied = flight.placement.copy is not None
         outcome.owner = flight.placement.decode.worker_id
