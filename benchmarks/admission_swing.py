@@ -5,7 +5,8 @@ What is refused and what is let in is decided by the live router; workers are mo
 answers that the decode workers write, over those at which they are full by the policies' limit.
 
 By the load at arrival (`early`) the router does not see the answers that will come out of the prefill queue, so it lets
-in too many, then none: load swings between idle and overloaded. `predictive` counts those too. `none` refuses nothing.
+in too many, then none, and load swings. `predictive` counts those too. `none` refuses nothing: the prefill queue grows
+as long as requests come.
 
     python benchmarks/admission_swing.py --output benchmarks/results/simulated
 """

@@ -103,7 +103,7 @@ class Ledger:
 
     @property
     def num_changes(self) -> int:
-        """How often any of its counters was changed, but for `written`: that grows with each token, and waits for them."""
+        """How often any of its counters was changed, `written` left out: that grows with every token."""
         return (
             self.sequences.num_changes
             + self.blocks.num_changes
