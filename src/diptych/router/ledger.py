@@ -84,7 +84,7 @@ class Ledger:
     @classmethod
     def empty(cls) -> "Ledger":
         """Return the ledger of a worker that has just come up."""
-        return cls(Counter(), Counter(), Counter(), Counter(), Counter())
+        return cls(Counter(), Counter(), Counter(), Counter(), Counter(), Counter())
 
     def on_status(self, status: WorkerStatus) -> None:
         """Compare with what the worker says of itself."""
