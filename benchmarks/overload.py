@@ -1,9 +1,9 @@
 """What becomes of a server that is offered three times what it can carry, with and without refusals by prediction?
 
-First the peak is searched: the highest rate at which 90 % meet the SLO. Then each set-up (`--admission slo`, which
-refuses what would be too late, and `queue`, which lets it wait) is offered the peak, three times the peak, and at once
-after that half of it. Told are the requests a second that met the SLO, the processes' memory, and how long after the
-overload the last request came that missed.
+First the peak is searched: the highest rate at which 90 % meet the SLO. Then each set-up (`--admission predictive`,
+which refuses what would be too late, and `none`, which lets it wait) is offered the peak, three times the peak, and at
+once after that half of it. Told are the requests a second that met the SLO, the processes' memory, and how long after
+the overload the last request came that missed.
 
     python benchmarks/overload.py --engine modeled --output benchmarks/results/latest
 """
@@ -131,7 +131,7 @@ def report(outcomes: list[Outcome], peak_per_s: float, slo: Slo) -> bool:
     for one in outcomes:
         before, after = one.memory_bytes
         print(
-            f"  {one.admission:6} {one.peak_met_per_s:5.2f}  {one.overload_met_per_s:5.2f}  "
+            f"  {one.admission:10} {one.peak_met_per_s:5.2f}  {one.overload_met_per_s:5.2f}  "
             f"({one.overload_met_per_s / one.peak_met_per_s:.0%}); {one.overload_refused} of {one.overload_offered} "
             f"refused; memory {before / 1e6:.0f} then {after / 1e6:.0f} MB; recovered after {one.recovery_s:.1f} s"
         )
@@ -151,7 +151,7 @@ def report(outcomes: list[Outcome], peak_per_s: float, slo: Slo) -> bool:
 async def _run(options: argparse.Namespace) -> bool:
     overload = Overload(options)
     peak_per_s = options.peak_per_s or await overload.find_peak()
-    outcomes = [await overload.measure(admission, peak_per_s) for admission in ("slo", "queue")]
+    outcomes = [await overload.measure(admission, peak_per_s) for admission in ("predictive", "none")]
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"host": host_facts(), "peak_per_s": peak_per_s, "slo": overload.slo, "outcomes": outcomes}
     (options.output / "overload.json").write_bytes(msgspec.json.format(msgspec.json.encode(content)))

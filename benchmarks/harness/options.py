@@ -20,15 +20,21 @@ def setting(default: Any, text: str, choices: Sequence[str] | None = None) -> An
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """What every benchmark takes."""
+class CommonOptions:
+    """What every program takes."""
+
+    seed: int = setting(0, "Of all that is drawn.")
+    output: Path = setting(RESULTS_DIR, "Folder for the result.")  # noqa: RUF009  a field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(CommonOptions):
+    """What every benchmark takes that measures a server or an engine."""
 
     pairs: int = setting(5, "Alternated pairs: each side is measured once in each.")
-    seed: int = setting(0, "Of prompts and of the bootstrap.")
     model: str = setting(ServeConfig.model_fields["model"].default, "Name, folder of OpenVINO IR or GGUF file.")
     engine: EngineName = setting("openvino", "`modeled` checks the benchmark itself.", ("openvino", "modeled"))  # noqa: RUF009  a field
     modeled_time_scale: float = setting(1.0, "Modeled engine: times the time of the real one.")
-    output: Path = setting(RESULTS_DIR, "Folder for the result.")  # noqa: RUF009  a field
 
     def serve_config(self, **settings: Any) -> ServeConfig:
         """Return the configuration of a server to measure, on a free port.
@@ -43,7 +49,7 @@ class Options:
         )
 
 
-OptionsKind = TypeVar("OptionsKind", bound=Options)
+OptionsKind = TypeVar("OptionsKind", bound=CommonOptions)
 
 
 def parse_options(kind: type[OptionsKind], description: str, arguments: Sequence[str] | None = None) -> OptionsKind:
@@ -57,7 +63,7 @@ def parse_options(kind: type[OptionsKind], description: str, arguments: Sequence
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(parser.parse_args(arguments)).items()
     }
-    if values["pairs"] < 1:
+    if values.get("pairs", 1) < 1:
         parser.error("--pairs must be at least 1")
     return kind(**values)
 

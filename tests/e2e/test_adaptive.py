@@ -9,7 +9,7 @@ from tests.modeled_answers import expected_text, make_prompt
 
 from diptych.frontend.text.tokenizer import Tokenizer
 
-BUSY = {"engine": "modeled", "modeled_time_scale": 0.1, "adaptive": True, "slo_tpot_s": 0.006, "admission": "queue"}
+BUSY = {"engine": "modeled", "modeled_time_scale": 0.1, "adaptive": True, "slo_tpot_s": 0.006, "admission": "none"}
 
 
 def writers(server: LiveServer) -> set[str]:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diptych.core.control import AdmissionName
 from diptych.core.ids import WorkerId
 from diptych.core.slo import Slo
 from diptych.policy.admission import (
@@ -12,7 +13,7 @@ from diptych.policy.admission import (
     Admitted,
     Rejected,
     admit,
-    admit_to_slo,
+    admit_by_forecast,
 )
 from diptych.policy.pairing import Pair
 
@@ -47,8 +48,8 @@ SLO = Slo(1.0, 0.05)
 
 def pair(**changes: float) -> Pair:
     """Return a forecast that is well within the SLO, changed."""
-    forecast = {"ttft_s": 0.2, "step_s": 0.02, "least_ttft_s": 0.1, "least_step_s": 0.01, "step_share": 0.9} | changes
-    return Pair(owner=WorkerId("decode-0"), reader=WorkerId("prefill-0"), **forecast)
+    forecast = {"ttft_s": 0.2, "step_s": 0.02, "least_ttft_s": 0.1, "least_step_s": 0.01, "step_share": 0.9}
+    return Pair(owner=WorkerId("decode-0"), reader=WorkerId("prefill-0"), **{"step_now_s": 0.02} | forecast | changes)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def pair(**changes: float) -> Pair:
     ],
 )
 def test_who_is_late_for_the_load_of_others_is_refused(changes: dict[str, float], reason: str | None) -> None:
-    admission = admit_to_slo(pair(**changes), SLO)
+    admission = admit_by_forecast("predictive", pair(**changes), SLO)
     if reason is None:
         assert admission == Admitted()
     else:
@@ -75,6 +76,29 @@ def test_who_is_late_for_the_load_of_others_is_refused(changes: dict[str, float]
 
 
 def test_retry_after_is_how_late_it_would_be() -> None:
-    admission = admit_to_slo(pair(ttft_s=13.4), SLO)
+    admission = admit_by_forecast("predictive", pair(ttft_s=13.4), SLO)
     assert isinstance(admission, Rejected)
     assert admission.retry_after_s == pytest.approx(12.5)
+
+
+SOON_FULL = pair(step_now_s=0.03, step_s=0.07)
+"""A batch that will be too large when the prompts have been read that are waiting now."""
+SOON_EMPTY = pair(step_now_s=0.07, step_s=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "forecast", "is_admitted"),
+    [
+        ("none", SOON_FULL, True),
+        ("none", SOON_EMPTY, True),
+        ("none", pair(ttft_s=9.0), True),
+        ("early", SOON_FULL, True),
+        ("early", SOON_EMPTY, False),
+        ("early", pair(ttft_s=9.0), False),
+        ("predictive", SOON_FULL, False),
+        ("predictive", SOON_EMPTY, True),
+        ("predictive", pair(ttft_s=9.0), False),
+    ],
+)
+def test_policies_differ_in_the_batch_that_they_look_at(name: AdmissionName, forecast: Pair, is_admitted: bool) -> None:
+    assert isinstance(admit_by_forecast(name, forecast, SLO), Admitted) == is_admitted

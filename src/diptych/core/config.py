@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from diptych.core.control import EngineKind, KVDtype, RoutingName
+from diptych.core.control import AdmissionName, EngineKind, EvictionName, KVDtype, RoutingName
 from diptych.core.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "DIPTYCH_"
@@ -136,10 +136,15 @@ class ServeConfig(BaseModel):
         description="Of predicted and kv-centric: how many times as long as its own another worker's prefix must be "
         "for a worker to copy it.",
     )
-    admission: Literal["auto", "queue", "slo"] = Field(
+    admission: Literal["auto", AdmissionName] = Field(
         default="auto",
-        description="Whether to refuse (429) what is predicted to miss the SLO for the load of others, or let it wait; "
-        "auto: refuse if an SLO is given.",
+        description="What to refuse (429) because it would miss the SLO for the load of others. none: nothing, it "
+        "waits; early: by the load when it comes; predictive: by the load when its prompt will have been read; auto: "
+        "predictive if an SLO is given, else none.",
+    )
+    eviction: EvictionName = Field(
+        default="reuse-aware",
+        description="Which cached blocks make room: the least recently used, or also by how often they came back.",
     )
     profile: Path | None = Field(
         default=None, description="Profile of this machine [default: what `diptych calibrate` has left in the cache]."
@@ -195,8 +200,10 @@ class ServeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _can_predict(self) -> "ServeConfig":
-        if self.admission == "slo" and not self.adaptive:
-            raise ValueError("--admission slo goes by predictions, which --no-adaptive does without: leave one out")
+        if self.admission in {"early", "predictive"} and not self.adaptive:
+            raise ValueError(
+                f"--admission {self.admission} goes by predictions, which --no-adaptive does without: leave one out"
+            )
         if self.routing == "predicted" and not self.adaptive:
             raise ValueError(
                 "--routing predicted lets workers take on each other's phase, which --no-adaptive rules out: "
@@ -212,10 +219,12 @@ class ServeConfig(BaseModel):
         return "predicted" if self.adaptive else "overlap-load"
 
     @property
-    def refuses_by_slo(self) -> bool:
-        """Whether requests are refused by prediction, the default resolved."""
+    def admission_name(self) -> AdmissionName:
+        """What is refused for the SLO, the default resolved."""
+        if self.admission != "auto":
+            return self.admission
         has_slo = bool(self.model_fields_set & {"slo_ttft_s", "slo_tpot_s"})
-        return self.adaptive and (self.admission == "slo" or (self.admission == "auto" and has_slo))
+        return "predictive" if self.adaptive and has_slo else "none"
 
     @property
     def num_prefill(self) -> int:

@@ -26,6 +26,10 @@ RoutingName = Literal[
     "predicted", "random", "round-robin", "least-loaded", "prefix-local", "kv-centric", "overlap-load"
 ]
 """How workers are chosen for requests (policy/routing/by_name.py)."""
+AdmissionName = Literal["none", "early", "predictive"]
+"""Which requests are refused for the SLO (policy/admission.py)."""
+EvictionName = Literal["lru", "reuse-aware"]
+"""Which cached blocks go when there is no room (policy/eviction.py)."""
 
 
 class ModelOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +83,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Whether to reuse only blocks written by prefill, so that answers do not depend on what is cached even in bf16."""
     has_kv_checksums: bool
     """Whether to compare all KV that a step reads with what was written there."""
+    eviction: EvictionName = "reuse-aware"
+    """Which cached blocks make room."""
 
     @property
     def address(self) -> PeerAddress:
@@ -154,7 +160,7 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     balancing_threshold: float
     slo_ttft_s: float
     slo_tpot_s: float
-    refuses_by_slo: bool
+    admission: AdmissionName
     costs: dict[WorkerId, CostModel]
     """How long steps take on each worker."""
 

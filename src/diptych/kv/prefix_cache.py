@@ -12,13 +12,13 @@ such blocks only, which became evictable earlier. And two requests may compute t
 one of the two blocks is in use it is that one that is found, so none in use ever follows one that can be evicted.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from diptych.core.ids import BlockHash, BlockId
 from diptych.kv.block_pool import BlockPool
+from diptych.kv.eviction_order import EvictionOrder, LeastRecentlyUsed
 
 
 class HeldBlock(NamedTuple):
@@ -30,46 +30,19 @@ class HeldBlock(NamedTuple):
     """Of the block before it; None: it is the first of its prompt."""
 
 
-class LeastRecentlyUsed:
-    """The order in which cached blocks that nobody uses are evicted; another policy needs the same few methods.
-
-    Whatever the order is, no block may come before those that follow it in a prompt.
-    """
-
-    def __init__(self) -> None:
-        self._order: OrderedDict[BlockId, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __contains__(self, block_id: BlockId) -> bool:
-        return block_id in self._order
-
-    def __iter__(self) -> Iterator[BlockId]:
-        """Yield the blocks, the one to be evicted first at the beginning."""
-        return iter(self._order)
-
-    def add(self, block_id: BlockId) -> None:
-        """Take in a block whose last user has just left."""
-        self._order[block_id] = None
-
-    def discard(self, block_id: BlockId) -> None:
-        """Forget a block that has a user again; no matter if it was not here."""
-        self._order.pop(block_id, None)
-
-    def pop_victim(self) -> BlockId:
-        """Remove and return the block whose last user left first."""
-        return self._order.popitem(last=False)[0]
-
-
 class PrefixCache:
     """The blocks that one worker owns, by content and by use. Owned by one thread; operations are O(blocks touched).
 
     The cache itself holds one reference on each findable block, so a block of which that is the only one is evictable.
     """
 
-    def __init__(self, block_ids: Iterable[BlockId], held: Sequence[HeldBlock] = ()) -> None:
-        """Start with the blocks `held` findable (first evicted first), each of its own hash, and all others free."""
+    def __init__(
+        self, block_ids: Iterable[BlockId], held: Sequence[HeldBlock] = (), order: EvictionOrder | None = None
+    ) -> None:
+        """Start with the blocks `held` findable (first evicted first), each of its own hash, and all others free.
+
+        `order`: says which block is evicted, and is this cache's alone; None: the least recently used.
+        """
         # In the order in which they became findable, so each behind its parent.
         self._block_of: dict[BlockHash, BlockId] = {one.block_hash: one.block_id for one in reversed(held)}
         self._parent_of: dict[BlockHash, BlockHash | None] = {one.block_hash: one.parent for one in held}
@@ -79,9 +52,10 @@ class PrefixCache:
         self._forgotten: set[BlockId] = set()
         """Blocks in use that nobody is to find any more, nor any that follows them."""
         self._pool = BlockPool(block_ids, self._hash_of.keys())
-        self._evictable = LeastRecentlyUsed()
-        for block_id in self._hash_of:
-            self._evictable.add(block_id)
+        self._idle = LeastRecentlyUsed() if order is None else order
+        for one in held:
+            self._idle.on_stored(one.block_hash)
+            self._idle.on_idle(one.block_hash)
         # Dicts as sets that keep their order. Only net changes are kept, so neither outgrows the number of blocks.
         self._stored: dict[BlockHash, None] = {}
         self._removed: dict[BlockHash, None] = {}
@@ -99,7 +73,7 @@ class PrefixCache:
     @property
     def num_cached_blocks(self) -> int:
         """Findable blocks that nobody uses; they are evicted when free blocks run out."""
-        return len(self._evictable)
+        return len(self._idle)
 
     @property
     def num_available_blocks(self) -> int:
@@ -124,7 +98,7 @@ class PrefixCache:
             block_id = self._block_of.get(block_hash)
             if block_id is None:
                 break
-            self._evictable.discard(block_id)
+            self._idle.on_hit(block_hash)
             self._pool.share(block_id)
             blocks.append(block_id)
         return blocks
@@ -132,7 +106,7 @@ class PrefixCache:
     def share(self, block_ids: Sequence[BlockId]) -> None:
         """Take one more reference on each of these blocks, which someone is using already; as after `match`."""
         for block_id in block_ids:
-            if block_id in self._evictable:
+            if self._is_idle(block_id):
                 raise AssertionError(f"block {block_id} has no user to share it with")
             self._pool.share(block_id)
 
@@ -144,7 +118,7 @@ class PrefixCache:
         if num_blocks > self.num_available_blocks:
             return None
         for _ in range(num_blocks - self.num_free_blocks):
-            self._evict(self._evictable.pop_victim())
+            self._evict(self._idle.pop_victim())
         return self._pool.try_allocate(num_blocks)
 
     def insert(self, block_hash: BlockHash, block_id: BlockId, parent_id: BlockId | None) -> None:
@@ -154,7 +128,7 @@ class PrefixCache:
         another block of this content is in use, that one stays findable, and this one steps in when it is let go.
         Behind a forgotten block nothing becomes findable.
         """
-        if self._pool.num_references(block_id) == 0 or block_id in self._evictable:
+        if self._pool.num_references(block_id) == 0 or self._is_idle(block_id):
             raise AssertionError(f"block {block_id} is cached by someone who holds no reference on it")
         if block_id in self._forgotten or parent_id in self._forgotten:
             self._forgotten.add(block_id)
@@ -169,10 +143,12 @@ class PrefixCache:
             self._block_of[block_hash] = block_id
             self._parent_of[block_hash] = None if parent_id is None else self._hash_of[parent_id]
             self._note(block_hash, self._stored, self._removed)
-        elif found in self._evictable:
-            self._evictable.discard(found)
+            self._idle.on_stored(block_hash)
+        elif block_hash in self._idle:
+            self._idle.on_hit(block_hash)
             self._replace(block_hash, found, block_id)
         elif found != block_id and block_id not in self._doubles.get(block_hash, ()):
+            self._idle.on_hit(block_hash)
             self._doubles.setdefault(block_hash, []).append(block_id)
 
     def findable_blocks(self) -> list[BlockId]:
@@ -202,12 +178,11 @@ class PrefixCache:
 
     def _forget_one(self, block_id: BlockId) -> None:
         block_hash = self._hash_of[block_id]
-        if block_id in self._evictable:
-            self._evictable.discard(block_id)
-        else:
+        if not self._is_idle(block_id):
             self._forgotten.add(block_id)
         if self._block_of[block_hash] == block_id:
-            self._evict(block_id)
+            self._idle.on_lost(block_hash)
+            self._evict(block_hash)
         else:
             del self._hash_of[block_id]
             self._forget_double(block_hash, block_id)
@@ -219,7 +194,7 @@ class PrefixCache:
         """
         # From the tail: a prefix without its tail is of use, a tail without its prefix can never be matched.
         for block_id in reversed(block_ids):
-            if block_id in self._evictable:
+            if self._is_idle(block_id):
                 raise AssertionError(f"block {block_id} was released more often than it was taken")
             num_references = self._pool.release(block_id)
             block_hash = self._hash_of.get(block_id)
@@ -237,7 +212,7 @@ class PrefixCache:
                     self._replace(block_hash, block_id, double)
                     self._forget_double(block_hash, double)
                 else:
-                    self._evictable.add(block_id)
+                    self._idle.on_idle(block_hash)
 
     def _replace(self, block_hash: BlockHash, old: BlockId, new: BlockId) -> None:
         """Have `new`, which is in use, found in place of `old`, which nobody uses: that one is free now."""
@@ -286,7 +261,7 @@ class PrefixCache:
             num_users = self._pool.num_references(block_id) - 1
             if num_users < 0:
                 raise AssertionError(f"block {block_id} is findable and free")
-            if (num_users == 0) != (block_id in self._evictable):
+            if (num_users == 0) != (block_hash in self._idle):
                 raise AssertionError(f"block {block_id} has {num_users} users, which its place in the cache denies")
             if num_users == 0 and block_hash in self._doubles:
                 raise AssertionError(f"block {block_id} has no user, and its double is in use and not found")
@@ -296,12 +271,12 @@ class PrefixCache:
         for block_id in self._forgotten:
             if self._pool.num_references(block_id) == 0 or block_id in self._hash_of:
                 raise AssertionError(f"block {block_id} is forgotten, and free or findable")
-        if set(self._evictable) - set(self._block_of.values()):
+        if set(self._idle) - self._block_of.keys():
             raise AssertionError("a block is evictable that is not findable")
 
     def _check_order(self) -> None:
         """Check that no block is found without its parent, nor would be whichever are evicted next."""
-        turn = {self._hash_of[block_id]: turn for turn, block_id in enumerate(self._evictable)}
+        turn = {block_hash: turn for turn, block_hash in enumerate(self._idle)}
         place = {block_hash: place for place, block_hash in enumerate(self._block_of)}
         never = len(turn)
         for block_hash, parent in self._parent_of.items():
@@ -312,9 +287,13 @@ class PrefixCache:
             if turn.get(parent, never) < turn.get(block_hash, never):
                 raise AssertionError("a block would be evicted before one that follows it")
 
-    def _evict(self, block_id: BlockId) -> None:
-        block_hash = self._hash_of.pop(block_id)
-        del self._block_of[block_hash], self._parent_of[block_hash]
+    def _is_idle(self, block_id: BlockId) -> bool:
+        block_hash = self._hash_of.get(block_id)
+        return block_hash is not None and block_hash in self._idle and self._block_of[block_hash] == block_id
+
+    def _evict(self, block_hash: BlockHash) -> None:
+        block_id = self._block_of.pop(block_hash)
+        del self._hash_of[block_id], self._parent_of[block_hash]
         self._pool.release(block_id)
         self._note(block_hash, self._removed, self._stored)
 

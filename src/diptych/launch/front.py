@@ -64,7 +64,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
             balancing_threshold=order.balancing_threshold,
             slo_ttft_s=order.slo_ttft_s,
             slo_tpot_s=order.slo_tpot_s,
-            refuses_by_slo=order.refuses_by_slo,
+            admission=order.admission,
             queue_timeout_s=order.queue_timeout_s,
             frontend=order.incarnation,
         ),

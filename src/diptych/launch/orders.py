@@ -92,6 +92,7 @@ class Orders:
             grant_timeout_s=config.grant_timeout_s,
             is_exact=config.exact,
             has_kv_checksums=config.kv_checksums,
+            eviction=config.eviction,
         )
 
     def frontend(self, incarnation: int, port: int, agreement: Agreement) -> FrontendOrder:
@@ -127,7 +128,7 @@ class Orders:
             balancing_threshold=config.balancing_threshold,
             slo_ttft_s=config.slo_ttft_s,
             slo_tpot_s=config.slo_tpot_s,
-            refuses_by_slo=config.refuses_by_slo,
+            admission=config.admission_name,
             costs=agreement.costs.models,
         )
 

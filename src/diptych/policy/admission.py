@@ -7,13 +7,21 @@ Two questions. Is there a place? And, where the user has said what answers shall
 is predicted to miss the SLO for the load of others would be counted as missed anyway, and would make others miss it
 too. One that would miss it on an idle server is not refused for that: it is slow, and the server is not overloaded.
 
-See: Mooncake (FAST 2025, section 6) on early rejection, by load at the time when the prefill will have ended.
+By which load? `early` goes by what there is when the request comes: the reader's queue, and the owner's batch. But the
+request joins that batch only when its prompt has been read, and so do all that were let in before it and wait for that
+still. While the batch looks small all are let in, and when they have arrived in it none is: load swings, as slowly as
+prompts are read. `predictive` goes by the batch when this prompt will have been read (`Pair.step_s`), and that calms it
+(`benchmarks/admission_swing.py`). `none` refuses nothing for the SLO.
+
+See: Mooncake (Qin et al., arXiv 2407.00079, section 7): early rejection, and early rejection based on prediction.
 
 Invariant: no more than `max_outstanding` requests are ever in the system, which bounds every queue behind this one.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from diptych.core.control import AdmissionName
 from diptych.core.slo import Slo
 from diptych.policy.pairing import Pair
 
@@ -59,15 +67,27 @@ def admit(num_outstanding: int, max_outstanding: int, mean_request_s: float | No
     )
 
 
-def admit_to_slo(pair: Pair, slo: Slo) -> Admission:
-    """Refuse a request if even the best pair of workers is predicted to miss the SLO, and would not without others."""
+_OWNER_STEP_S: Mapping[AdmissionName, Callable[[Pair], float]] = {
+    "early": lambda pair: pair.step_now_s,
+    "predictive": lambda pair: pair.step_s,
+}
+"""Which of the forecasts of the owner's step a policy goes by; who is absent goes by none."""
+
+
+def admit_by_forecast(name: AdmissionName, pair: Pair, slo: Slo) -> Admission:
+    """Refuse a request if the pair chosen for it would miss the SLO, and would not without others."""
+    find_step_s = _OWNER_STEP_S.get(name)
+    return Admitted() if find_step_s is None else _admit_to_slo(pair, slo, find_step_s(pair))
+
+
+def _admit_to_slo(pair: Pair, slo: Slo, step_s: float) -> Admission:
     late_s = pair.ttft_s - max(TTFT_MARGIN * slo.ttft_s, pair.least_ttft_s + slo.ttft_s / 2)
     if late_s > 0:
         reason = f"the first token is due in {slo.ttft_s:g} s (--slo-ttft-s) and predicted in {pair.ttft_s:.1f} s"
         return Rejected(_bounded_s(late_s), f"overloaded: {reason}; try again later")
     most_step_s = TPOT_MARGIN * pair.step_share * slo.tpot_s
-    if pair.step_s > most_step_s > pair.least_step_s:
-        tpot_ms, step_ms = slo.tpot_s * 1e3, pair.step_s * 1e3
+    if step_s > most_step_s > pair.least_step_s:
+        tpot_ms, step_ms = slo.tpot_s * 1e3, step_s * 1e3
         reason = f"a token is due every {tpot_ms:g} ms (--slo-tpot-s) and predicted every {step_ms:.0f} ms"
         return Rejected(MIN_RETRY_AFTER_S, f"overloaded: {reason}; try again later")
     return Admitted()

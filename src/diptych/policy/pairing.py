@@ -62,6 +62,8 @@ class WorkerLoad:
     """Of its time of late, spent on prompts."""
     copy_block_s: float = GUESSED_COPY_BLOCK_S
     """How long it takes to copy a block within the segment."""
+    mean_written_tokens: float | None = None
+    """Of the answers that are being written, so far; None: not known, taken for half of what is expected."""
 
     def step_s(self, num_answers: float) -> float:
         """Return how long a step takes that continues so many answers of this worker's mean length."""
@@ -88,6 +90,8 @@ class Pair(NamedTuple):
     """The same, had the owner nothing else to do."""
     step_share: float
     """How much of a token's time a step of the owner may take."""
+    step_now_s: float
+    """Of the owner with one answer more than it is writing at this moment: what shows before prompts have been read."""
 
 
 def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
@@ -200,17 +204,21 @@ def _judge(  # noqa: PLR0913, PLR0917
     excess = max(tpot_ratio, ttft_s / (slo.ttft_s * TTFT_SHARE), 1.0)
     price_s = own_s + num_answer_tokens * (step_s - before_s) + ttft_s
     least_step_s = owner.cost_scale * owner.costs.answers_s(1, num_prompt_tokens)
-    pair = Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s, own_s, least_step_s, share)
+    now_s = owner.step_s(owner.num_answers + 1)
+    pair = Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s, own_s, least_step_s, share, now_s)
     return pair, excess, price_s
 
 
 def _answers_when_read(load: WorkerLoad, wait_s: float, read_each_s: float, num_answer_tokens: float) -> float:
     """Return how many answers a worker will be writing when a prompt has been read after `wait_s`.
 
-    Those of now end one by one; of the unread ones, those count whose prompts are read within an answer's time.
+    Those of now end one by one, as far as they are; of the unread ones, those count whose prompts are read within an
+    answer's time.
     """
     answer_s = num_answer_tokens * load.step_s(load.num_answers + 1)
-    return answers_when_read(load.num_answers, load.num_unread, wait_s, read_each_s, answer_s)
+    written = load.mean_written_tokens
+    written_share = 0.5 if written is None else written / max(num_answer_tokens, 1.0)
+    return answers_when_read(load.num_answers, load.num_unread, wait_s, read_each_s, answer_s, written_share)
 
 
 def _free_share(load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> float:

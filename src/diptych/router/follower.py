@@ -153,7 +153,7 @@ class Follower:
 
     def _count_token(self, flight: InFlight, placement: Placement, event: TokenEvent) -> None:
         # The first token of an attempt, be it the answer's first or not, says that the prompt has been read.
-        placement.on_prefilled(event.request_id)
+        placement.on_token(event.request_id)
         if (len(flight.request.prompt_token_ids) + event.index) % self._block_size == 0:
             placement.on_block_full(event.request_id, self._block_size)
 

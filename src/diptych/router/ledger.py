@@ -46,6 +46,9 @@ class Counter:
         self._foreign = max(reported - self._own, 0)
         self.num_changes += 1
 
+    def __contains__(self, request_id: RequestId) -> bool:
+        return request_id in self._amounts
+
     def __len__(self) -> int:
         return len(self._amounts)
 
@@ -73,13 +76,15 @@ class Ledger:
     are not reported as such."""
     unread: Counter
     """Of `sequences`, those whose prompts have not been read."""
+    written: Counter
+    """Tokens of those answers so far; what other frontends have there is not known."""
     prefill_tokens: Counter
     """Uncached prompt tokens that this worker has to compute, whoever owns their blocks."""
 
     @classmethod
     def empty(cls) -> "Ledger":
         """Return the ledger of a worker that has just come up."""
-        return cls(Counter(), Counter(), Counter(), Counter(), Counter())
+        return cls(Counter(), Counter(), Counter(), Counter(), Counter(), Counter())
 
     def on_status(self, status: WorkerStatus) -> None:
         """Compare with what the worker says of itself."""
@@ -93,11 +98,12 @@ class Ledger:
         self.blocks.release(request_id)
         self.context_tokens.release(request_id)
         self.unread.release(request_id)
+        self.written.release(request_id)
         self.prefill_tokens.release(request_id)
 
     @property
     def num_changes(self) -> int:
-        """How often any of its counters was changed."""
+        """How often any of its counters was changed, `written` left out: that grows with every token."""
         return (
             self.sequences.num_changes
             + self.blocks.num_changes
@@ -105,6 +111,11 @@ class Ledger:
             + self.unread.num_changes
             + self.prefill_tokens.num_changes
         )
+
+    @property
+    def mean_written_tokens(self) -> float | None:
+        """How long the answers are that are being written, on average so far; None if there are none."""
+        return self.written.total / len(self.written) if len(self.written) else None
 
     @property
     def num_requests(self) -> int:

@@ -19,7 +19,7 @@ from diptych.core.errors import (
 )
 from diptych.core.messages import FormerAttempt, Submit
 from diptych.core.slo import Slo
-from diptych.policy.admission import Rejected, admit_to_slo, retry_after_s
+from diptych.policy.admission import Rejected, admit_by_forecast, retry_after_s
 from diptych.router.history import History
 from diptych.router.in_flight import InFlight
 from diptych.router.placement import Placement, Placer
@@ -118,9 +118,10 @@ class Mover:
 
     def _raise_if_too_late(self, flight: InFlight, placement: Placement) -> None:
         """Raises: OverloadedError if a new request is predicted to miss the SLO there."""
-        if not self._settings.refuses_by_slo or flight.attempt:
+        if flight.attempt:
             return
-        admission = admit_to_slo(placement.forecast, Slo(self._settings.slo_ttft_s, self._settings.slo_tpot_s))
+        slo = Slo(self._settings.slo_ttft_s, self._settings.slo_tpot_s)
+        admission = admit_by_forecast(self._settings.admission, placement.forecast, slo)
         if isinstance(admission, Rejected):
             raise OverloadedError(admission.reason, retry_after_s=admission.retry_after_s)
 

@@ -44,6 +44,14 @@ class Placement:
         self.decode.ledger.context_tokens.assign(request_id, num_choices * self.num_prompt_tokens)
         (self.prefill or self.decode).ledger.prefill_tokens.assign(request_id, self.num_uncached_tokens)
 
+    def on_token(self, request_id: RequestId) -> None:
+        """Count a token of the answer; the first one says that the prompt has been read."""
+        written = self.decode.ledger.written
+        if request_id not in written:
+            written.assign(request_id, 0)
+            self.on_prefilled(request_id)
+        written.grow(request_id, 1)
+
     def on_block_full(self, request_id: RequestId, block_size: int) -> None:
         """Count one block more: the answer has outgrown the last one."""
         self.decode.ledger.blocks.grow(request_id, 1)

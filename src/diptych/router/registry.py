@@ -184,6 +184,7 @@ class WorkerRegistry:
             num_queued_prompts=len(ledger.prefill_tokens),
             num_queued_tokens=ledger.prefill_tokens.total,
             prefill_share=status.prefill_share,
+            mean_written_tokens=ledger.mean_written_tokens,
             copy_block_s=status.copy_block_s,
         )
 

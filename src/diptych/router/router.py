@@ -115,13 +115,17 @@ class Router:
         Raises: on entering, InvalidRequestError, OverloadedError, UnavailableError (nobody can take it, or draining)
         or RequestTimeoutError; while iterating, those but OverloadedError, after the tokens that came before.
         """
-        flight = self._accept(request)
+        flight = self.accept(request)
         try:
             yield _Followed(flight, self._follower)
         finally:
             self._follower.leave(flight)
 
-    def _accept(self, request: Request) -> InFlight:
+    def accept(self, request: Request) -> InFlight:
+        """Admit and place `request`; return what is in flight. For callers on this thread that need no stream.
+
+        Raises: as `serve` on entering.
+        """
         if self._is_draining:
             raise UnavailableError("the server is shutting down and takes no new requests")
         num_prompt_tokens = len(request.prompt_token_ids)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diptych.core.control import RoutingName
+from diptych.core.control import AdmissionName, RoutingName
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class RouterSettings:
     slo_ttft_s: float = 1.0
     slo_tpot_s: float = 0.05
     """What predictions are held against."""
-    refuses_by_slo: bool = False
-    """Whether to refuse what is predicted to miss it for the load of others."""
+    admission: AdmissionName = "none"
+    """Whether to refuse what would miss it for the load of others, and by which load."""
     heartbeat_timeout_s: float = 10.0
     """A worker that is silent for longer gets no new work. Generous: a busy worker's heartbeats may be late."""
     max_refusals: int = 3

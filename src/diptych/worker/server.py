@@ -37,6 +37,7 @@ from diptych.kv.orphans import Orphans
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.models.vocabulary import load_vocabulary
 from diptych.policy.copying import slice_bytes
+from diptych.policy.eviction import make_order
 from diptych.transfer.segment import Segment
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
@@ -103,7 +104,8 @@ class Worker:
         warm_up = _warm_up_plan(order)
         self._speed = Speed(engine.warm_up(warm_up, scratch), lease.costs, warm_up.prefill_tokens)
         pace = Pace(order, lease.costs, self._speed, clock)
-        self._cache = PrefixCache(block_ids, held) if order.writes_answers else PrefixCache([])
+        eviction = make_order(order.eviction, len(block_ids))
+        self._cache = PrefixCache(block_ids, held, eviction) if order.writes_answers else PrefixCache([])
         self._cache_log = CacheLog(order.worker_id, order.incarnation, self._cache)
         self._is_snapshot_wanted = False
         prefill = PrefillRole(order, engine, memory, self._outbox, clock, pace)
