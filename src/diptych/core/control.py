@@ -35,6 +35,16 @@ class ModelOrder(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: list[int]
 
 
+class DiskOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a worker may keep KV on disk, and how much."""
+
+    folder: str
+    limit_bytes: int
+    """Of this worker."""
+    num_sharers: int
+    """Workers of this server that keep KV there."""
+
+
 class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All that a worker needs to know before it starts."""
 
@@ -71,6 +81,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Whether to reuse only blocks written by prefill, so that answers do not depend on what is cached even in bf16."""
     has_kv_checksums: bool
     """Whether to compare checksums of what prefill wrote and decode reads."""
+    disk: DiskOrder | None = None
+    """None: no KV goes to disk."""
 
     @property
     def address(self) -> PeerAddress:

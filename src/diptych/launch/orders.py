@@ -12,6 +12,7 @@ from diptych.core.messages import Role
 from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan
 from diptych.launch.costs import Costs
+from diptych.launch.disk_kv import DiskPlan
 from diptych.launch.run_directory import RunDirectory
 from diptych.launch.segment_plan import SegmentPlan
 from diptych.models import ModelFolder
@@ -44,6 +45,7 @@ class Orders:
         roles: Mapping[WorkerId, Role],
         cores: CorePlan,
         directory: RunDirectory,
+        disk: DiskPlan | None,
     ) -> None:
         """Raises: ConfigError if the chat template cannot be read."""
         self.roles = dict(roles)
@@ -52,6 +54,7 @@ class Orders:
         self._access = access
         self._cores = cores
         self._directory = directory
+        self._disk = disk
         self._chat_template = None if config.chat_template is None else read_template(config.chat_template)
 
     @property
@@ -89,6 +92,7 @@ class Orders:
             slo_tpot_s=config.slo_tpot_s,
             is_exact=config.exact,
             has_kv_checksums=config.kv_checksums,
+            disk=None if self._disk is None else self._disk.order,
         )
 
     def frontend(self, incarnation: int, port: int, agreement: Agreement) -> FrontendOrder:

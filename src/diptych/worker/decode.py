@@ -31,6 +31,7 @@ from diptych.worker.handoff import Handoff
 from diptych.worker.load import Load
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.pace import Pace, Unread
+from diptych.worker.promotion import Promotions
 from diptych.worker.report import Report
 from diptych.worker.roster import Roster
 from diptych.worker.sampling.chooser import choose_tokens
@@ -57,7 +58,9 @@ class DecodeRole:
         guides: GuideMaker,
         *,
         max_model_len: int,
+        promotions: Promotions | None = None,
     ) -> None:
+        """`promotions`: from the tier below its blocks, if there is one."""
         self._order = order
         self._max_model_len = max_model_len
         self._memory = memory
@@ -68,7 +71,7 @@ class DecodeRole:
         self._aborted_in_step: list[Sequence] = []
         self._maker = SequenceMaker(order, engine, blocks, max_model_len)
         self.blocks = blocks
-        self.roster = Roster(order, blocks, outbox, clock, pace)
+        self.roster = Roster(order, blocks, outbox, clock, pace, promotions)
         self.report = Report()
 
     def load(self) -> Load:

@@ -77,6 +77,11 @@ class WorkerMemory:
         for (begin, num_bytes), (target_begin, _) in pairs:
             self._blocks[target_begin : target_begin + num_bytes] = self._blocks[begin : begin + num_bytes]
 
+    def parts(self, block_id: BlockId) -> list[memoryview]:
+        """Return the runs of bytes that make up a block, writable: for a tier, which reads or fills them."""
+        spans = self.layout.block_spans(block_id, self.num_blocks)
+        return [self._blocks[begin : begin + num_bytes] for begin, num_bytes in spans]
+
     def checksum_written(self, block_table: Sequence[BlockId], num_cached_tokens: int, num_tokens: int) -> int:
         """Return a CRC-32 over the blocks that hold tokens `num_cached_tokens` to `num_tokens` of a sequence."""
         block_size = self.layout.block_size

@@ -1,7 +1,7 @@
 """Who waits, who has blocks: the sequences of a decode worker from their arrival to their end.
 
-    compiling -->  waiting  --admit-->  placed (granted to a prefill worker, prefilling or decoding here)  --leave-->
-                            <-preempt--
+    compiling -->  waiting  --admit-->  placed (loading; granted to a prefill worker or prefilling here; decoding)
+                            <-preempt--         --leave-->
 
 First come, first served. When blocks run out, the last to arrive loses its own and waits again; it keeps its tokens.
 Only who asks for a grammar compiles, and nobody waits for that but he.
@@ -20,26 +20,41 @@ from diptych.core.messages import Grant, Revoke
 from diptych.models.grammar_guide import GrammarGuide
 from diptych.policy.batching import choose_victim
 from diptych.wire.mailbox import Outbox
+from diptych.worker.cache_use import CacheUse
 from diptych.worker.handoff import Handoff, Handoffs
 from diptych.worker.load import Load
 from diptych.worker.pace import Pace
+from diptych.worker.promotion import Promotions
 from diptych.worker.sequence import Sequence, SequenceState
 from diptych.worker.sequence_blocks import SequenceBlocks
 
 MAX_WAITING_PER_PLACE = 16
+WRITTEN_BY_OTHERS = frozenset({SequenceState.GRANTED, SequenceState.LOADING})
+"""Their blocks cannot be taken at once."""
 log = logging.getLogger(__name__)
 
 
 class Roster:
     """Sequences by state. Gives blocks out and takes them back; what they mean for a client is the role's affair."""
 
-    def __init__(self, order: WorkerOrder, blocks: SequenceBlocks, outbox: Outbox, clock: Clock, pace: Pace) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
+        self,
+        order: WorkerOrder,
+        blocks: SequenceBlocks,
+        outbox: Outbox,
+        clock: Clock,
+        pace: Pace,
+        promotions: Promotions | None = None,
+    ) -> None:
+        """`promotions`: from the tier below, if there is one."""
         self._order = order
         self._blocks = blocks
         self._outbox = outbox
         self._clock = clock
         self._pace = pace
+        self._promotions = promotions
         self._address = order.address
+        self.cache_use = CacheUse()
         self._handoffs = Handoffs()
         self._by_id: dict[RequestId, list[Sequence]] = {}
         self._compiling: dict[Sequence, Future[GrammarGuide]] = {}
@@ -127,6 +142,9 @@ class Roster:
                 return
             case SequenceState.GRANTED:
                 self._revoke(self._handoffs.abandon(sequence))
+            case SequenceState.LOADING:
+                assert self._promotions is not None
+                self._promotions.abandon(sequence)
             case _:
                 self._blocks.release(sequence)
         self.placed.remove(sequence)
@@ -134,7 +152,8 @@ class Roster:
     # Places
 
     def admit(self) -> None:
-        """Give blocks to waiting sequences, as far as there are any."""
+        """Give blocks to waiting sequences, as far as there are any; go on with those that have been loaded."""
+        self._take_promoted()
         while self.waiting:
             sequence = self.waiting[0]
             num_taken = sum(placed.num_places for placed in self.placed)
@@ -149,7 +168,7 @@ class Roster:
                 break
             self.waiting.popleft()
             self._place(sequence)
-            self._start(sequence)
+            self._begin(sequence)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Let a further choice of a request go on from its parent's prompt, which has been read.
@@ -167,10 +186,31 @@ class Roster:
         self.placed.append(sequence)
         self.placed.sort(key=lambda placed: placed.arrival)
 
-    def _start(self, sequence: Sequence) -> None:
+    def _begin(self, sequence: Sequence) -> None:
+        """Let a sequence that has got blocks wait for what can be loaded of them, or go on at once."""
         if Lifecycle.RESERVED not in sequence.timeline:
             sequence.note_first(Lifecycle.RESERVED, self._clock.now_s())
             sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.cache_use.num_asked_tokens += sequence.num_prompt_tokens
+            self.cache_use.num_memory_tokens += min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        if self._promotions is not None and self._promotions.try_begin(sequence):
+            sequence.state = SequenceState.LOADING
+        else:
+            self._start(sequence)
+
+    def _take_promoted(self) -> None:
+        """Go on with those of which all that can be loaded has been."""
+        for sequence, num_tokens in self._promotions.take_ended() if self._promotions is not None else ():
+            is_first = sequence.num_output_tokens == 0 and sequence.num_preemptions == 0
+            if num_tokens and is_first and Lifecycle.LOADED not in sequence.timeline:
+                sequence.num_cached_tokens += num_tokens
+                sequence.num_loaded_tokens = num_tokens
+                self.cache_use.num_loaded_tokens += num_tokens
+            if num_tokens:
+                sequence.note_first(Lifecycle.LOADED, self._clock.now_s())
+            self._start(sequence)
+
+    def _start(self, sequence: Sequence) -> None:
         if sequence.num_remaining_prompt_tokens <= 0:  # preempted, and its whole prompt is still cached
             sequence.state = SequenceState.DECODING
         elif not self._try_grant(sequence):
@@ -180,7 +220,7 @@ class Roster:
         """Return the running answers, each with room for its next token; the last to arrive pay with their blocks."""
         for sequence in self._decoding():
             while sequence.state is SequenceState.DECODING and not self._blocks.try_grow(sequence):
-                candidates = [placed for placed in self.placed if placed.state is not SequenceState.GRANTED]
+                candidates = [placed for placed in self.placed if placed.state not in WRITTEN_BY_OTHERS]
                 self._preempt(candidates[choose_victim([candidate.arrival for candidate in candidates])])
         return self._decoding()
 
@@ -211,6 +251,7 @@ class Roster:
             decode=self._address,
             prompt_token_ids=sequence.request.prompt_token_ids,
             num_cached_tokens=sequence.num_computed_tokens,
+            num_loaded_tokens=sequence.num_loaded_tokens,
             block_table=list(sequence.block_table),
             sampling=sequence.request.sampling,
             choices=choices,

@@ -19,6 +19,8 @@ class SequenceState(Enum):
     """In the queue, without blocks."""
     GRANTED = auto()
     """A prefill worker writes its prompt into its blocks."""
+    LOADING = auto()
+    """The tier below fills its first blocks; then it is granted, or read here."""
     PREFILLING = auto()
     """This worker writes its prompt, chunk by chunk."""
     DECODING = auto()
@@ -58,7 +60,9 @@ class Sequence:
     """Of its present reservation; stands in the header of every block it may write."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
-    """Found in the prefix cache at its first reservation."""
+    """Found in the prefix cache at its first reservation, or loaded into it then."""
+    num_loaded_tokens: int = 0
+    """Of those, from the tier below."""
     num_preemptions: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as computed here; empty unless asked for."""
