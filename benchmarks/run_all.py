@@ -23,6 +23,7 @@ PROGRAMS = (
     "interference",
     "frontend_speed",
     "structured_output",
+    "multi_turn_cache",
 )
 TIMEOUT_S = 3_600.0
 """Of one benchmark."""

@@ -50,7 +50,18 @@ class Trace:
     """When the response's head was here, which the server sends with the first token."""
     token_times_s: list[float] = field(default_factory=list)
     """A token that completes no character makes no event, so there may be fewer than tokens."""
+    pieces: list[str] = field(default_factory=list)
+    """The text, as it came."""
     ended_s: float = 0.0
+
+    @property
+    def ttft_s(self) -> float:
+        """From sending the request to the first token that shows."""
+        return self.token_times_s[0] - self.sent_s
+
+
+Message = dict[str, str]
+"""Of a chat: role and content."""
 
 
 class LoadClient:
@@ -89,9 +100,14 @@ class LoadClient:
 
         Raises: BenchError if the server refuses or fails.
         """
-        return await self._stream(
-            "/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}, max_tokens, None
-        )
+        return await self.converse([{"role": "user", "content": text}], max_tokens)
+
+    async def converse(self, messages: list[Message], max_tokens: int, **parameters: Any) -> Trace:
+        """Stream the answer to a chat's last message; `parameters` go into the body.
+
+        Raises: BenchError if the server refuses or fails.
+        """
+        return await self._stream("/v1/chat/completions", parameters | {"messages": messages}, max_tokens, None)
 
     async def _stream(self, path: str, body: dict[str, Any], max_tokens: int, trace: Trace | None) -> Trace:
         fixed = {"model": self._model, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
@@ -155,8 +171,10 @@ def _note_event(payload: bytes, trace: Trace, now_s: float) -> None:
     if event.error is not None:
         raise BenchError(f"the server failed: {event.error}")
     for choice in event.choices:
-        if choice.text or (choice.delta is not None and choice.delta.content):
+        piece = choice.text or ("" if choice.delta is None else choice.delta.content)
+        if piece:
             trace.token_times_s.append(now_s)
+            trace.pieces.append(piece)
 
 
 class Background:

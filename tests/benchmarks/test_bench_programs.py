@@ -19,6 +19,7 @@ PROGRAMS = {
     "startup_and_memory": "--num-requests 2 --prompt-tokens 64",
     "frontend_speed": "--num-streams 4 --num-tokens 60 --profile-s 1",
     "structured_output": "--batch-sizes 2 --max-tokens 64",
+    "multi_turn_cache": "--num-chats 2 --num-turns 3 --first-words 120 --answer-tokens 40",
     "interference": "--phase-s 1 --num-answers 2 --prompt-tokens 100",
 }
 
