@@ -1,7 +1,8 @@
 """A tier on a local disk: one thread loads, one stores and keeps house.
 
 Loads go before stores by having a thread of their own. Each thread has buffers of its own, so the segment is never
-handed to the kernel: a read that hangs holds no block, and nothing enters a block that has not been verified.
+handed to the kernel: a read that hangs holds no block, and nothing enters a block that has not been verified. What
+waits to be stored is bounded by the buffers; what waits to be loaded, by the sequences that may have blocks.
 """
 
 import mmap
