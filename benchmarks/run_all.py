@@ -26,6 +26,7 @@ PROGRAMS = (
     "structured_output",
     "prefix_index",
     "resume",
+    "multi_turn_cache",
 )
 TIMEOUT_S = 3_600.0
 """Of one benchmark."""

@@ -53,7 +53,18 @@ class Trace:
     """A token that completes no character makes no event, so there may be fewer than tokens."""
     token_ids: list[int] = field(default_factory=list)
     """Where asked for with `return_token_ids`."""
+    pieces: list[str] = field(default_factory=list)
+    """The text, as it came."""
     ended_s: float = 0.0
+
+    @property
+    def ttft_s(self) -> float:
+        """From sending the request to the first token that shows."""
+        return self.token_times_s[0] - self.sent_s
+
+
+Message = dict[str, str]
+"""Of a chat: role and content."""
 
 
 class LoadClient:
@@ -92,9 +103,14 @@ class LoadClient:
 
         Raises: BenchError if the server refuses or fails.
         """
-        return await self._stream(
-            "/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}, max_tokens, None
-        )
+        return await self.converse([{"role": "user", "content": text}], max_tokens)
+
+    async def converse(self, messages: list[Message], max_tokens: int, **parameters: Any) -> Trace:
+        """Stream the answer to a chat's last message; `parameters` go into the body.
+
+        Raises: BenchError if the server refuses or fails.
+        """
+        return await self._stream("/v1/chat/completions", parameters | {"messages": messages}, max_tokens, None)
 
     async def _stream(self, path: str, body: dict[str, Any], max_tokens: int, trace: Trace | None) -> Trace:
         fixed = {"model": self._model, "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
@@ -159,8 +175,10 @@ def _note_event(payload: bytes, trace: Trace, now_s: float) -> None:
         raise BenchError(f"the server failed: {event.error}")
     for choice in event.choices:
         trace.token_ids += choice.token_ids
-        if choice.text or (choice.delta is not None and choice.delta.content):
+        piece = choice.text or ("" if choice.delta is None else choice.delta.content)
+        if piece:
             trace.token_times_s.append(now_s)
+            trace.pieces.append(piece)
 
 
 class Background:

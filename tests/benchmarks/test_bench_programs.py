@@ -22,6 +22,7 @@ PROGRAMS = {
     "structured_output": "--batch-sizes 2 --max-tokens 64",
     "prefix_index": "--num-workers 20 --blocks-per-worker 320 --prompt-blocks 100 --num-prompts 20 --peer none",
     "resume": "--num-tokens 80 --disturb-after 20 --setups 1P+2D",
+    "multi_turn_cache": "--num-chats 2 --num-turns 3 --first-words 120 --answer-tokens 40",
     "interference": "--phase-s 1 --num-answers 2 --prompt-tokens 100",
 }
 

@@ -7,6 +7,9 @@ from diptych.core.events import Lifecycle
 from diptych.engine.modeled_engine import BLOCK_SIZE_TOKENS, expected_tokens
 from diptych.frontend.text.tokenizer import Tokenizer
 
+NOT_OF_ALL = {Lifecycle.PREEMPTED, Lifecycle.MIGRATED, Lifecycle.LOADED}
+"""Events that only some requests have."""
+
 
 def test_a_prompt_is_handed_over_and_answered_right(shared_modeled_server: LiveServer, tokenizer: Tokenizer) -> None:
     server = shared_modeled_server
@@ -116,6 +119,6 @@ def test_every_request_ends_in_exactly_one_way(shared_modeled_server: LiveServer
     assert len({record["request_id"] for record in records}) == 5
     for record in records:
         if record["outcome"] == "length":
-            assert set(record["timeline"]) == set(Lifecycle) - {Lifecycle.PREEMPTED, Lifecycle.MIGRATED}
+            assert set(record["timeline"]) == set(Lifecycle) - NOT_OF_ALL
         times = [record["timeline"][event] for event in Lifecycle if event in record["timeline"]]
         assert times == sorted(times), f"{record['request_id']}: {record['timeline']}"

@@ -158,6 +158,7 @@ def say(
     reason: FinishReason = FinishReason.STOP,
     num_cached_tokens: int = 0,
     num_tokens_together: int = 1,
+    num_loaded_tokens: int = 0,
 ) -> Script:
     """Answer with these tokens, cut at `max_tokens`."""
 
@@ -165,7 +166,8 @@ def say(
         max_tokens = request.sampling.max_tokens
         said = token_ids[:max_tokens]
         choices = range(request.num_choices)
-        yield StartOut(num_cached_tokens, told(request.prompt_token_ids[1:], request.sampling.num_prompt_logprobs))
+        prompt_logprobs = told(request.prompt_token_ids[1:], request.sampling.num_prompt_logprobs)
+        yield StartOut(num_cached_tokens, prompt_logprobs, num_loaded_tokens)
         for start in range(0, len(said), num_tokens_together):
             part = said[start : start + num_tokens_together]
             for choice in choices:

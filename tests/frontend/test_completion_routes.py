@@ -67,6 +67,12 @@ def test_a_chat_answer_has_openais_shape(frontend: "Frontend", http: httpx.Clien
     assert frontend.next_left().was_complete
 
 
+def test_usage_tells_what_was_loaded_from_disk(frontend: "Frontend", http: httpx.Client) -> None:
+    frontend.say("Hello there!", num_cached_tokens=96, num_loaded_tokens=64)
+    usage = http.post("/v1/chat/completions", json=CHAT).json()["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 96, "loaded_tokens": 64}
+
+
 def test_a_completion_has_openais_shape(frontend: "Frontend", http: httpx.Client) -> None:
     frontend.say(" there was a token.")
     body = http.post("/v1/completions", json=COMPLETION).json()

@@ -39,6 +39,7 @@ SETTINGS = st.fixed_dictionaries(
         "chunk_tokens": st.sampled_from([16, 40, 256]),
         "is_exact": st.booleans(),
         "is_adaptive": st.booleans(),
+        "has_tier": st.booleans(),
         "slo_tpot_s": st.sampled_from([0.1, 0.03, 1.0]),
         "queue_timeout_s": st.sampled_from([None, None, 3.0]),
         "eos_token_ids": st.sampled_from([frozenset(), frozenset(range(256, 276))]),
@@ -78,6 +79,8 @@ class RoleLife(RuleBasedStateMachine):
         self.cluster: RoleCluster = start_roles(
             num_prefill=num_prefill, num_decode=num_decode, num_mixed=num_mixed, **changes
         )
+        for story in STORIES:
+            self.cluster.shelve(story)
         self.readers = [f"prefill-{number}" for number in range(num_prefill)]
         self.writers = self.cluster.settings.owners
         self.homes: dict[str, str] = {}
@@ -157,6 +160,17 @@ class RoleLife(RuleBasedStateMachine):
                 self.copy(pick // 7, 300)
             if pick % 3:
                 self.deliver([pick])
+
+    @precondition(lambda self: self.cluster.settings.has_tier)
+    @rule(picks=st.lists(PICKS, min_size=1, max_size=6))
+    def load(self, picks: list[int]) -> None:
+        """Let the tier below someone's blocks load; at times it is full, or has lost what it said it had."""
+        for pick in picks:
+            names = list(self.cluster.workers)
+            self.cluster.load(names[pick % len(names)])
+            self.cluster.shelf.is_full = pick % 7 == 6
+            if pick % 5 == 4:
+                self.cluster.shelf.lose(pick)
 
     @rule(duration_s=st.sampled_from([0.01, 0.5, 2.0]))
     def wait(self, duration_s: float) -> None:

@@ -111,9 +111,9 @@ def test_a_slow_reader_gets_all_there_is_in_one_part() -> None:
         for index in range(100):
             answer.put_token(token(index, index))
         end(answer, 100)
-        answer.put_start(4, None)
+        answer.put_start(4, None, 2)
         answer.put_start(0, None)
-        assert await anext(answer) == StartOut(4)
+        assert await anext(answer) == StartOut(4, None, 2)
         assert await anext(answer) == TokensOut(list(range(100)))
         assert await anext(answer) == END
         with pytest.raises(StopAsyncIteration):

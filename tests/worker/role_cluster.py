@@ -6,6 +6,7 @@ between; its blocks are written at either, as the test says. Time stands still u
 """
 
 import mmap
+import struct
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -14,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.worker.scripted_tier import ScriptedTier, Shelf
 
 from diptych.core.clock import VirtualClock
 from diptych.core.control import ModelOrder, WorkerOrder
@@ -61,6 +63,7 @@ from diptych.worker.pace import Pace
 from diptych.worker.prefill import PrefillRole
 from diptych.worker.sampling.chooser import TokenChooser
 from diptych.worker.sequence_blocks import SequenceBlocks
+from diptych.worker.tiering import Tiering
 
 VOCAB_SIZE = 1000
 FIRST_CHARACTER = 300
@@ -96,6 +99,8 @@ class RoleSettings:
     is_exact: bool = False
     has_kv_checksums: bool = True
     eos_token_ids: frozenset[int] = frozenset()
+    has_tier: bool = False
+    """Whether there is a tier below all workers' blocks; a load goes on only when the test says so."""
 
     @property
     def roles(self) -> dict[WorkerId, Role]:
@@ -220,15 +225,17 @@ class RecordingOutbox(Outbox):
 class RoleWorker:
     """One worker: its role and the step that it is in."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
         self,
         role: PrefillRole | DecodeRole | BothRoles,
         engine: ModeledEngine,
         memory: WorkerMemory,
         inspector: Inspector,
         dropped: DroppedMessages,
+        tiering: Tiering | None = None,
     ) -> None:
         self.role = role
+        self.tiering = tiering
         self.inspector = inspector
         self.dropped = dropped
         self.decoder: FrameDecoder[ToWorker | Remains] = FrameDecoder(ToWorker, dropped, Remains)
@@ -243,6 +250,14 @@ class RoleWorker:
     def decode(self) -> DecodeRole:
         assert not isinstance(self.role, PrefillRole)
         return self.role.decode if isinstance(self.role, BothRoles) else self.role
+
+    @property
+    def tier(self) -> ScriptedTier | None:
+        """The tier below its blocks, if there is one."""
+        if self.tiering is None:
+            return None
+        assert isinstance(self.tiering.tier, ScriptedTier)
+        return self.tiering.tier
 
     def receive(self, message: ToWorker | Remains) -> None:
         """Let the role have a message that makes sense."""
@@ -306,6 +321,7 @@ class RoleCluster:
             for extent in range(first, first + settings.num_blocks // EXTENT_BLOCKS):
                 self.header.lease_extent(extent, worker_id, 0)
         self._num_lives: dict[str, int] = {}
+        self.shelf = Shelf()
         self.workers: dict[str, RoleWorker] = {
             worker_id: self._worker(worker_id, role) for worker_id, role in settings.roles.items()
         }
@@ -343,15 +359,30 @@ class RoleCluster:
         order = self._order(worker_id, role)
         outbox = RecordingOutbox(self.letters, worker_id)
         costs = SMOLLM2_135M_ONE_AVX2_CORE
-        pace = Pace(order, costs, Speed(100.0, costs, order.chunk_tokens), self.clock)
+        speed = Speed(100.0, costs, order.chunk_tokens)
+        pace = Pace(order, costs, speed, self.clock)
         prefill = PrefillRole(order, engine, memory, outbox, self.clock, pace)
         decode: DecodeRole | None = None
+        tiering: Tiering | None = None
         if owned:
             blocks = SequenceBlocks(
                 PrefixCache(owned, held), memory, self.hasher, incarnation=order.incarnation, is_exact=order.is_exact
             )
+            if self.settings.has_tier:
+                tier = ScriptedTier(self.shelf)
+                tiering = Tiering(tier, blocks, memory, costs, speed, order.chunk_tokens, self.clock)
+                tiering.demotions.add(one.block_hash for one in reversed(held))
             decode = DecodeRole(
-                order, engine, memory, blocks, outbox, self.clock, pace, self.guides, max_model_len=self.max_model_len
+                order,
+                engine,
+                memory,
+                blocks,
+                outbox,
+                self.clock,
+                pace,
+                self.guides,
+                max_model_len=self.max_model_len,
+                promotions=None if tiering is None else tiering.promotions,
             )
         dropped = DroppedMessages(worker_id, self.clock)
         inspector = Inspector(
@@ -368,7 +399,7 @@ class RoleCluster:
         if decode is None:
             return RoleWorker(prefill, engine, memory, inspector, dropped)
         both = BothRoles(prefill, decode, pace) if role is Role.PREFILL else decode
-        return RoleWorker(both, engine, memory, inspector, dropped)
+        return RoleWorker(both, engine, memory, inspector, dropped, tiering)
 
     def knows(self, worker_id: WorkerId) -> bool:
         return worker_id in self.settings.roles
@@ -536,8 +567,10 @@ class RoleCluster:
         self._after(worker_id)
 
     def _after(self, worker_id: str) -> None:
-        """Do what a worker's loop does in every turn: admit, ask for what is late, and report at once."""
+        """Do what a worker's loop does in every turn: admit, store, ask for what is late, and report at once."""
         worker = self.workers[worker_id]
+        if worker.tiering is not None:
+            worker.tiering.demotions.on_turn(is_busy=worker.parts is not None)
         if not isinstance(worker.role, PrefillRole):
             role = worker.decode
             role.admit()
@@ -558,6 +591,20 @@ class RoleCluster:
         self._after(worker_id)
         return had_work or has_ended
 
+    def shelve(self, tokens: list[int]) -> None:
+        """Let the tier have the full blocks of a prompt, as if somebody had stored them."""
+        states, size = self._states(tokens), self.block_size
+        for index, block_hash in enumerate(self.hasher.hash_blocks(tokens)):
+            content = struct.pack(f"={size}Q", *states[index * size : (index + 1) * size])
+            self.shelf.blocks[block_hash] = content
+
+    def load(self, worker_id: str) -> bool:
+        """Let the tier below a worker load one block, or end a loading; tell whether there was anything to load."""
+        tier = self.workers[worker_id].tier
+        has_moved = tier is not None and tier.work()
+        self._after(worker_id)
+        return has_moved
+
     def step(self, worker_id: str) -> bool:
         """Begin and end a step; tell whether there was anything to compute."""
         if not self.begin(worker_id):
@@ -572,7 +619,9 @@ class RoleCluster:
             for worker_id, worker in self.workers.items():
                 if worker.parts is not None:
                     self.end(worker_id)
-            has_moved = [self.copy(worker_id) | self.step(worker_id) for worker_id in list(self.workers)]
+            has_moved = [
+                self.copy(worker_id) | self.step(worker_id) | self.load(worker_id) for worker_id in list(self.workers)
+            ]
             if not any(has_moved) and not self.letters.waiting():
                 return
         pytest.fail(f"still at work after {max_rounds} rounds")

@@ -11,6 +11,7 @@ import typer
 
 from diptych import __version__
 from diptych.cli.bench import bench_app
+from diptych.cli.cache import cache_app
 from diptych.cli.calibrate import calibrate_command
 from diptych.cli.key import key_app
 from diptych.cli.model import model_app
@@ -41,6 +42,7 @@ app.command("status")(status_command)
 app.command("drain")(drain_command)
 app.command("restart")(restart_command)
 app.add_typer(bench_app, name="bench")
+app.add_typer(cache_app, name="cache")
 app.add_typer(key_app, name="key")
 app.add_typer(model_app, name="model")
 

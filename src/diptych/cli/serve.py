@@ -59,6 +59,8 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     modeled_time_scale: Annotated[float | None, _option("modeled_time_scale", MODEL)] = None,
     kv_dtype: Annotated[str | None, _option("kv_dtype", MEMORY)] = None,
     kv_bytes: Annotated[str | None, _option("kv_bytes", MEMORY, metavar="SIZE")] = None,
+    disk_kv_bytes: Annotated[str | None, _option("disk_kv_bytes", MEMORY, metavar="SIZE")] = None,
+    disk_kv_dir: Annotated[Path | None, _option("disk_kv_dir", MEMORY, metavar="DIR")] = None,
     max_model_len: Annotated[int | None, _option("max_model_len", MEMORY)] = None,
     max_num_seqs: Annotated[int | None, _option("max_num_seqs", MEMORY)] = None,
     chunk_tokens: Annotated[int | None, _option("chunk_tokens", WORKERS)] = None,
@@ -146,6 +148,8 @@ def _introduce(console: Console, server: Server) -> None:
         f"[bold]{server.model_name}[/bold] is ready after {server.started.ready_after_s:.1f} s, "
         f"context {status['max_model_len']} tokens, workers' own memory {memory_bytes / 1e9:.2f} GB"
     )
+    if server.started.disk is not None:
+        console.print(server.started.disk.description)
     console.print(f"step times are predicted from {server.started.costs_source}")
     typer.echo(f"Diptych serves {server.model_name} at {server.url}")
     body = f'{{"model": "{server.model_name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'

@@ -51,7 +51,7 @@ def workers_table(status: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for heading in ("worker", "role", "pid", "cores", "state"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("running", "waiting", "blocks", "free", "cached", "memory"):
+    for heading in ("running", "waiting", "blocks", "free", "cached", "hits", "on disk", "memory"):
         table.add_column(heading, no_wrap=True, justify="right")
     for worker_id, info in status["workers"].items():
         worker = info["status"]
@@ -63,9 +63,25 @@ def workers_table(status: dict[str, Any]) -> Table:
             worker["state"],
             *(str(worker[key]) for key in ("num_running", "num_waiting")),
             *(str(worker[key]) for key in ("num_blocks", "num_free_blocks", "num_cached_blocks")),
+            *_cache_cells(worker["cache"]),
             f"{worker['memory_bytes'] / 1e6:.0f} MB",
         )
     return table
+
+
+def share_text(part: int, whole: int) -> str:
+    """Return a part of a whole in percent; a dash of nothing."""
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def _cache_cells(cache: dict[str, Any] | None) -> tuple[str, str]:
+    """Return the share of prompt tokens that were found or loaded, and the bytes on disk that a worker answers for."""
+    if cache is None:
+        return "-", "-"
+    num_hit = cache["num_memory_tokens"] + cache["num_tier_tokens"]
+    tier = cache["tier"]
+    on_disk = "-" if tier is None else f"{tier['used_bytes'] / 1e9:.2f} GB"
+    return share_text(num_hit, cache["num_asked_tokens"]), on_disk
 
 
 def _cores(cores: list[int]) -> str:

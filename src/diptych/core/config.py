@@ -90,6 +90,14 @@ class ServeConfig(BaseModel):
     kv_bytes: Bytes = Field(
         default=10**9, ge=10**5, description="Memory for all KV blocks of this machine, such as 2GB."
     )
+    disk_kv_bytes: Bytes | None = Field(
+        default=None,
+        ge=10**6,
+        description="Room on disk for KV that memory does not hold any more, such as 20GB; it survives restarts.",
+    )
+    disk_kv_dir: Path | None = Field(
+        default=None, description="Folder for it, on a fast disk [default: kv in the cache of models]."
+    )
     max_model_len: int | None = Field(
         default=None,
         ge=2,

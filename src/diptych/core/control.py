@@ -43,6 +43,16 @@ class ModelOrder(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: list[int]
 
 
+class DiskOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a worker may keep KV on disk, and how much."""
+
+    folder: str
+    limit_bytes: int
+    """Of this worker."""
+    num_sharers: int
+    """Workers of this server that keep KV there."""
+
+
 class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All that a worker needs to know before it starts."""
 
@@ -85,6 +95,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Whether to compare all KV that a step reads with what was written there."""
     eviction: EvictionName = "reuse-aware"
     """Which cached blocks make room."""
+    disk: DiskOrder | None = None
+    """None: no KV goes to disk."""
 
     @property
     def address(self) -> PeerAddress:

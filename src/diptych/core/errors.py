@@ -9,6 +9,7 @@ DiptychError
 │   ├── BlockTableError    a block table failed its check before the step; nothing was computed or written
 │   ├── DamagedBlockError  blocks do not hold what was written there; only who reads them must end
 │   └── GrammarError       an answer's grammar is wrong or cannot be followed; only its own request must end
+├── TierError              a store below the workers' blocks cannot be used; everything is computed as without it
 ├── ProtocolError          a peer sent what it must not send; the message was dropped
 ├── PeerUnreachableError   a peer takes no messages; the message was not sent
 └── RequestError           a request cannot be served; says which HTTP answer it gets
@@ -73,6 +74,10 @@ class DamagedBlockError(EngineError):
 
 class GrammarError(EngineError):
     """A grammar is wrong, or cannot be followed any further; only the request that asked for it must end."""
+
+
+class TierError(DiptychError):
+    """A store of KV below the workers' blocks cannot be used; blocks and requests are as they were."""
 
 
 class ProtocolError(DiptychError):

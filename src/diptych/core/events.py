@@ -16,6 +16,8 @@ class Lifecycle(StrEnum):
     """The router has chosen workers and sent the request to the decode worker."""
     RESERVED = "reserved"
     """The decode worker has matched its prefix cache and reserved blocks."""
+    LOADED = "loaded"
+    """The tier below has filled what it could of them (absent where nothing was loaded)."""
     GRANTED = "granted"
     """The decode worker has sent the grant to a prefill worker (absent where it prefills the prompt itself)."""
     PREFILL_STARTED = "prefill_started"
@@ -60,5 +62,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     num_output_tokens: int
     num_preemptions: int
     timeline: Timeline
+    num_loaded_tokens: int = 0
+    """Of the cached ones, how many came from the tier below its worker's blocks."""
     num_migrations: int = 0
     """How often its worker died or was taken out of service before the end."""

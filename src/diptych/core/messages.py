@@ -35,6 +35,7 @@ from diptych.core.bounds import (
     Share,
     TokenId,
 )
+from diptych.core.cache_status import CacheStatus
 from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
 from diptych.core.request import Request, SampledToken, SamplingParams, TokenLogprobs
@@ -160,6 +161,8 @@ class Grant(Message, frozen=True, kw_only=True):
     num_cached_tokens: Count
     """How many of the prompt's first tokens are in the blocks already, in full ones or, after a migration, in the first
     that is to be written."""
+    num_loaded_tokens: Count = 0
+    """Of those, how many came from the tier below the blocks: told on in `Started`."""
     block_table: list[Annotated[BlockId, Meta(ge=0, lt=2**31)]]
     """Enough blocks for the whole prompt; those of the cached tokens are shared and must not be written."""
     shared_epochs: list[Epoch]
@@ -267,7 +270,9 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     request_id: Annotated[RequestId, NAME]
     attempt: Count
     num_cached_tokens: Count
-    """How many of the prompt's tokens were in the prefix cache."""
+    """How many of the prompt's tokens were in the prefix cache, or were loaded into it."""
+    num_loaded_tokens: Count = 0
+    """Of those, how many came from the tier below the worker's blocks."""
     prompt_logprobs: list[TokenLogprobs] | None
     """Of the prompt's tokens from the second on; None unless asked for."""
 
@@ -294,6 +299,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     reason: FinishReason
     num_output_tokens: Count
     num_cached_tokens: Count
+    num_loaded_tokens: Count = 0
+    """As in `Started`."""
     num_preemptions: Count
     timeline: Timeline
 
@@ -398,6 +405,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: Count
     num_answers: Count = 0
     """Of its own, running and waiting; grants are not counted."""
+    cache: CacheStatus | None = None
+    """None: it writes no answers, and caches nothing."""
     cost_scale: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     """How many times as long steps take of late as the cost model says."""
     prefill_share: Share = 0.0

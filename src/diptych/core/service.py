@@ -16,9 +16,11 @@ class StartOut(msgspec.Struct, frozen=True):
     """The prompt has been read. The first part of every answer."""
 
     num_cached_tokens: int
-    """How many of the prompt's tokens were in the prefix cache."""
+    """How many of the prompt's tokens were in the prefix cache, or were loaded into it."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Of the prompt's tokens from the second on; None unless asked for."""
+    num_loaded_tokens: int = 0
+    """Of the cached ones, how many came from a tier below memory."""
 
 
 class TokensOut(msgspec.Struct, frozen=True):

@@ -44,6 +44,8 @@ class PromptRead:
     num_cached_tokens: int
     logprobs: list[TokenLogprobs] | None
     """Of the prompt's tokens from the second on; None unless asked for."""
+    num_loaded_tokens: int = 0
+    """Of the cached ones, how many came from a tier below memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ async def _follow(
     async with service.serve(request) as answer:
         async for part in answer:
             if isinstance(part, StartOut):
-                yield PromptRead(prompt, part.num_cached_tokens, part.prompt_logprobs)
+                yield PromptRead(prompt, part.num_cached_tokens, part.prompt_logprobs, part.num_loaded_tokens)
                 continue
             text = texts[part.choice]
             if isinstance(part, EndOut):

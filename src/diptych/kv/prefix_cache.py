@@ -59,6 +59,13 @@ class PrefixCache:
         # Dicts as sets that keep their order. Only net changes are kept, so neither outgrows the number of blocks.
         self._stored: dict[BlockHash, None] = {}
         self._removed: dict[BlockHash, None] = {}
+        self.num_evicted_blocks = 0
+        """Since the beginning."""
+
+    @property
+    def num_findable_blocks(self) -> int:
+        """Blocks that `match` finds, whether somebody uses them or not."""
+        return len(self._block_of)
 
     @property
     def num_blocks(self) -> int:
@@ -87,6 +94,10 @@ class PrefixCache:
     def longest_match_blocks(self, hashes: Sequence[BlockHash]) -> int:
         """Return how many leading hashes are findable; takes no reference and leaves the eviction order alone."""
         return next((i for i, block_hash in enumerate(hashes) if block_hash not in self._block_of), len(hashes))
+
+    def find(self, block_hash: BlockHash) -> BlockId | None:
+        """Return the block of this content; takes no reference and leaves the eviction order alone. None: evicted."""
+        return self._block_of.get(block_hash)
 
     def match(self, hashes: Sequence[BlockHash], max_blocks: int) -> list[BlockId]:
         """Return the blocks of the longest run of leading hashes, at most `max_blocks`, with a reference on each.
@@ -294,6 +305,7 @@ class PrefixCache:
     def _evict(self, block_hash: BlockHash) -> None:
         block_id = self._block_of.pop(block_hash)
         del self._hash_of[block_id], self._parent_of[block_hash]
+        self.num_evicted_blocks += 1
         self._pool.release(block_id)
         self._note(block_hash, self._removed, self._stored)
 

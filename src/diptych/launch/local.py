@@ -23,6 +23,7 @@ from diptych.kv.header import SegmentHeader
 from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan, share_cores, usable_cores
 from diptych.launch.costs import find_costs
+from diptych.launch.disk_kv import DiskPlan, plan_disk_kv
 from diptych.launch.orders import Agreement, Orders
 from diptych.launch.process import ChildProcess, describe_exit
 from diptych.launch.run_directory import RunDirectory
@@ -46,6 +47,8 @@ class StartedCluster:
     costs_source: str
     """Where the workers' predicted step times come from, for people."""
     ready_after_s: float
+    disk: DiskPlan | None = None
+    """Where KV goes that memory does not hold; None: nowhere."""
 
 
 class LocalCluster:
@@ -57,9 +60,10 @@ class LocalCluster:
         self._access = access
         self._roles = roles_of(config)
         self._cores = share_cores(usable_cores(config.cores), self._roles)
+        self._disk = plan_disk_kv(config, self._roles)
         self._directory = RunDirectory()
         try:
-            self._orders = Orders(config, model, access, self._roles, self._cores, self._directory)
+            self._orders = Orders(config, model, access, self._roles, self._cores, self._directory, self._disk)
         except BaseException:
             self._directory.close()
             raise
@@ -114,7 +118,8 @@ class LocalCluster:
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         took_s = time.monotonic() - begin_s
         layout, plan, source = agreement.layout, agreement.plan, agreement.costs.source
-        return StartedCluster(f"{self._access.scheme}://{host}:{port}", self._cores, plan, layout, source, took_s)
+        url = f"{self._access.scheme}://{host}:{port}"
+        return StartedCluster(url, self._cores, plan, layout, source, took_s, self._disk)
 
     def _supervise(self, agreement: Agreement, port: int, frontend: ChildProcess) -> Supervisor:
         timeout_s = self._config.start_timeout_s

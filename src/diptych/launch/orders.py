@@ -13,6 +13,7 @@ from diptych.hardware.specs import modeled_costs
 from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan
 from diptych.launch.costs import Costs
+from diptych.launch.disk_kv import DiskPlan
 from diptych.launch.run_directory import RunDirectory
 from diptych.launch.segment_plan import SegmentPlan
 from diptych.models import ModelFolder
@@ -45,6 +46,7 @@ class Orders:
         roles: Mapping[WorkerId, Role],
         cores: CorePlan,
         directory: RunDirectory,
+        disk: DiskPlan | None,
     ) -> None:
         """Raises: ConfigError if the chat template cannot be read."""
         self.roles = dict(roles)
@@ -53,6 +55,7 @@ class Orders:
         self._access = access
         self._cores = cores
         self._directory = directory
+        self._disk = disk
         self._chat_template = None if config.chat_template is None else read_template(config.chat_template)
 
     @property
@@ -93,6 +96,7 @@ class Orders:
             is_exact=config.exact,
             has_kv_checksums=config.kv_checksums,
             eviction=config.eviction,
+            disk=None if self._disk is None else self._disk.order,
         )
 
     def frontend(self, incarnation: int, port: int, agreement: Agreement) -> FrontendOrder:

@@ -126,6 +126,11 @@ class Answer:
         return 0 if self._start is None else self._start.num_cached_tokens
 
     @property
+    def num_loaded_tokens(self) -> int:
+        """Of those, how many came from a tier below memory."""
+        return 0 if self._start is None else self._start.num_loaded_tokens
+
+    @property
     def reasons(self) -> Iterable[FinishReason]:
         """Why each choice that has ended did so."""
         return [choice.end.reason for choice in self._choices if choice.end is not None]
@@ -138,10 +143,12 @@ class Answer:
         """Whether the answer has a choice of this number."""
         return 0 <= number < len(self._choices)
 
-    def put_start(self, num_cached_tokens: int, prompt_logprobs: list[TokenLogprobs] | None) -> None:
+    def put_start(
+        self, num_cached_tokens: int, prompt_logprobs: list[TokenLogprobs] | None, num_loaded_tokens: int = 0
+    ) -> None:
         """Take the news that the prompt has been read; only the first counts."""
         if self._start is None:
-            self._start = StartOut(num_cached_tokens, prompt_logprobs)
+            self._start = StartOut(num_cached_tokens, prompt_logprobs, num_loaded_tokens)
             self._wake.set()
 
     def put_token(self, token: TokenEvent) -> bool:

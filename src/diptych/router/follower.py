@@ -112,7 +112,7 @@ class Follower:
         for started in message.started:
             flight = self._in_flight.get(started.request_id)
             if flight is not None and started.attempt == flight.attempt:
-                flight.answer.put_start(started.num_cached_tokens, started.prompt_logprobs)
+                flight.answer.put_start(started.num_cached_tokens, started.prompt_logprobs, started.num_loaded_tokens)
         for event in message.tokens:
             self._on_token(event)
         for finished in message.finished:

@@ -137,5 +137,6 @@ class InFlight:
             num_output_tokens=self.answer.num_in_order if self.open_choices else self.num_output_tokens,
             num_preemptions=0 if finished is None else finished.num_preemptions,
             timeline=timeline,
+            num_loaded_tokens=self.answer.num_loaded_tokens,
             num_migrations=self.num_migrations,
         )

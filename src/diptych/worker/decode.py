@@ -37,6 +37,7 @@ from diptych.worker.load import Load
 from diptych.worker.loans import Loans
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.pace import Pace, Unread
+from diptych.worker.promotion import Promotions
 from diptych.worker.report import Report
 from diptych.worker.roster import Roster
 from diptych.worker.sampling.chooser import choose_tokens
@@ -63,7 +64,9 @@ class DecodeRole:
         guides: GuideMaker,
         *,
         max_model_len: int,
+        promotions: Promotions | None = None,
     ) -> None:
+        """`promotions`: from the tier below its blocks, if there is one."""
         self._order = order
         self._max_model_len = max_model_len
         self._clock = clock
@@ -75,7 +78,7 @@ class DecodeRole:
         self.blocks = blocks
         self.loans = Loans(order.address, blocks.cache, outbox, clock)
         self.copies = Copies(order.address, blocks, memory, outbox, clock)
-        self.roster = Roster(order, blocks, self.copies, outbox, clock, pace)
+        self.roster = Roster(order, blocks, self.copies, outbox, clock, pace, promotions)
         self.report = Report()
 
     def load(self) -> Load:

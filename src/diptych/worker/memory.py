@@ -176,3 +176,8 @@ class WorkerMemory:
                 part = self._blocks[source_begin + first : source_begin + last]
                 self._blocks[target_begin + first : target_begin + last] = part
             offset -= run_bytes
+
+    def parts(self, block_id: BlockId) -> list[memoryview]:
+        """Return the runs of bytes that make up a block, writable: for a tier, which reads or fills them."""
+        spans = self.layout.block_spans(block_id, self.num_blocks)
+        return [self._blocks[begin : begin + num_bytes] for begin, num_bytes in spans]

@@ -269,6 +269,7 @@ def _started(prompt: GrantedPrompt) -> Started:
         request_id=grant.request_id,
         attempt=grant.attempt,
         num_cached_tokens=grant.num_cached_tokens,
+        num_loaded_tokens=grant.num_loaded_tokens,
         prompt_logprobs=prompt.told_prompt_logprobs,
     )
 

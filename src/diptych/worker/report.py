@@ -26,6 +26,7 @@ class Report:
                 request_id=sequence.request_id,
                 attempt=sequence.attempt,
                 num_cached_tokens=sequence.num_cached_tokens,
+                num_loaded_tokens=sequence.num_loaded_tokens,
                 prompt_logprobs=prompt_logprobs,
             )
         )
@@ -48,6 +49,7 @@ class Report:
                 reason=reason,
                 num_output_tokens=sequence.num_output_tokens,
                 num_cached_tokens=sequence.num_cached_tokens,
+                num_loaded_tokens=sequence.num_loaded_tokens,
                 num_preemptions=sequence.num_preemptions,
                 timeline=sequence.timeline,
             )

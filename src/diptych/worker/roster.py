@@ -1,6 +1,6 @@
 """Who waits, who has blocks: the sequences of a decode worker from their arrival to their end.
 
-    compiling -->  waiting  --admit-->  placed (copying; granted or prefilling; decoding)  --leave-->
+    compiling -->  waiting  --admit-->  placed (copying; loading; granted or prefilling; decoding)  --leave-->
                             <-preempt--
 
 First come, first served. When blocks run out, the last to arrive loses its own and waits again; it keeps its tokens.
@@ -20,14 +20,18 @@ from diptych.core.messages import Grant, Message, PeerAddress, Remind, Revoke
 from diptych.models.grammar_guide import GrammarGuide
 from diptych.policy.batching import choose_victim
 from diptych.wire.mailbox import Outbox
+from diptych.worker.cache_use import CacheUse
 from diptych.worker.copies import Copies
 from diptych.worker.handoff import Handoff, Handoffs
 from diptych.worker.load import Load
 from diptych.worker.pace import Pace
+from diptych.worker.promotion import Promotions
 from diptych.worker.sequence import Sequence, SequenceState
 from diptych.worker.sequence_blocks import SequenceBlocks
 
 MAX_WAITING_PER_PLACE = 16
+WRITTEN_BY_OTHERS = frozenset({SequenceState.GRANTED, SequenceState.LOADING})
+"""Their blocks cannot be taken at once."""
 log = logging.getLogger(__name__)
 
 
@@ -42,14 +46,18 @@ class Roster:
         outbox: Outbox,
         clock: Clock,
         pace: Pace,
+        promotions: Promotions | None = None,
     ) -> None:
+        """`promotions`: from the tier below, if there is one."""
         self._order = order
         self._blocks = blocks
         self._copies = copies
         self._outbox = outbox
         self._clock = clock
         self._pace = pace
+        self._promotions = promotions
         self._address = order.address
+        self.cache_use = CacheUse()
         self._handoffs = Handoffs()
         self._by_id: dict[RequestId, list[Sequence]] = {}
         self._compiling: dict[Sequence, Future[GrammarGuide]] = {}
@@ -152,6 +160,9 @@ class Roster:
                 return
             case SequenceState.GRANTED:
                 self._revoke(self._handoffs.abandon(sequence))
+            case SequenceState.LOADING:
+                assert self._promotions is not None
+                self._promotions.abandon(sequence)
             case _:
                 self._release(sequence)
         self.placed.remove(sequence)
@@ -164,7 +175,8 @@ class Roster:
     # Places
 
     def admit(self) -> None:
-        """Give blocks to waiting sequences, as far as there are any."""
+        """Give blocks to waiting sequences, as far as there are any; go on with those that have been loaded."""
+        self._take_promoted()
         while self.waiting:
             sequence = self.waiting[0]
             num_taken = sum(placed.num_places for placed in self.placed)
@@ -198,19 +210,43 @@ class Roster:
         self.placed.sort(key=lambda placed: placed.arrival)
 
     def _begin(self, sequence: Sequence) -> None:
-        """Let a sequence that has got blocks wait for what can be copied into them, or go on at once."""
+        """Let a sequence that has got blocks wait for what can be copied or loaded into them, or go on at once."""
         if Lifecycle.RESERVED not in sequence.timeline:
             sequence.note_first(Lifecycle.RESERVED, self._clock.now_s())
-            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.cache_use.num_asked_tokens += sequence.num_prompt_tokens
             if self._copies.try_begin(sequence):
                 sequence.state = SequenceState.COPYING
                 return
-        self._start(sequence)
+            self._count_cached(sequence)
+        self._load_or_start(sequence)
 
     def on_copied(self, sequence: Sequence) -> None:
         """Go on with a sequence of whose prompt no more is copied."""
+        self._count_cached(sequence)
+        self._load_or_start(sequence)
+
+    def _count_cached(self, sequence: Sequence) -> None:
+        """Note what a sequence begins with that is in memory, its own worker's or copied from another's."""
         sequence.num_cached_tokens = sequence.num_computed_tokens
-        self._start(sequence)
+        self.cache_use.num_memory_tokens += min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+
+    def _load_or_start(self, sequence: Sequence) -> None:
+        if self._promotions is not None and self._promotions.try_begin(sequence):
+            sequence.state = SequenceState.LOADING
+        else:
+            self._start(sequence)
+
+    def _take_promoted(self) -> None:
+        """Go on with those of which all that can be loaded has been."""
+        for sequence, num_tokens in self._promotions.take_ended() if self._promotions is not None else ():
+            is_first = sequence.num_output_tokens == 0 and sequence.num_preemptions == 0
+            if num_tokens and is_first and Lifecycle.LOADED not in sequence.timeline:
+                sequence.num_cached_tokens += num_tokens
+                sequence.num_loaded_tokens = num_tokens
+                self.cache_use.num_loaded_tokens += num_tokens
+            if num_tokens:
+                sequence.note_first(Lifecycle.LOADED, self._clock.now_s())
+            self._start(sequence)
 
     def _start(self, sequence: Sequence) -> None:
         if sequence.num_remaining_prompt_tokens <= 0:  # preempted, and its whole prompt is still cached
@@ -222,7 +258,7 @@ class Roster:
         """Return the running answers, each with room for its next token; the last to arrive pay with their blocks."""
         for sequence in self._decoding():
             while sequence.state is SequenceState.DECODING and not self._blocks.try_grow(sequence):
-                candidates = [placed for placed in self.placed if placed.state is not SequenceState.GRANTED]
+                candidates = [placed for placed in self.placed if placed.state not in WRITTEN_BY_OTHERS]
                 self._preempt(candidates[choose_victim([candidate.arrival for candidate in candidates])])
         return self._decoding()
 
@@ -253,6 +289,7 @@ class Roster:
             decode=self._address,
             prompt_token_ids=sequence.request.prompt_token_ids,
             num_cached_tokens=sequence.num_computed_tokens,
+            num_loaded_tokens=sequence.num_loaded_tokens,
             block_table=list(sequence.block_table),
             shared_epochs=list(sequence.shared_epochs),
             block_hashes=sequence.block_hashes[: sequence.num_prompt_tokens // self._blocks.block_size],

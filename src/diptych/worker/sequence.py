@@ -21,6 +21,8 @@ class SequenceState(Enum):
     """A prefill worker writes its prompt into its blocks."""
     COPYING = auto()
     """This worker copies a part of its prompt's KV from another worker's cache into its blocks."""
+    LOADING = auto()
+    """The tier below fills its first blocks; then it is granted, or read here."""
     PREFILLING = auto()
     """This worker writes its prompt, chunk by chunk."""
     DECODING = auto()
@@ -64,7 +66,9 @@ class Sequence:
     """Of its first blocks, those that it only reads: the epochs under which they were written."""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
-    """Found in the prefix cache at its first reservation, or copied from another's then."""
+    """Found in the prefix cache at its first reservation, or copied or loaded into it then."""
+    num_loaded_tokens: int = 0
+    """Of those, from the tier below."""
     num_preemptions: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as computed here; empty unless asked for."""

@@ -4,7 +4,7 @@ Every block that a sequence may write carries the sequence's epoch in the segmen
 committed there after its step: that is what a successor of this worker needs, and what keeps a late writer out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Several
 
 from diptych.core.ids import BlockHash, BlockId, WorkerId
@@ -33,6 +33,8 @@ class SequenceBlocks:
         self._header = memory.header
         self._hasher = hasher
         self._is_exact = is_exact
+        self.on_named: Callable[[list[BlockHash]], None] | None = None
+        """Hears of full blocks that are findable now."""
         self._orphans: dict[WorkerId, Orphans] = {}
         found = cache.findable_blocks()
         # Of each block that has a name, the epoch under which it was written when it got that.
@@ -149,6 +151,19 @@ class SequenceBlocks:
         leaves_one = 0 < sequence.num_prompt_tokens - most * self.block_size < MIN_CHUNK_TOKENS
         return max(most - leaves_one, 0)
 
+    def loadable(self, sequence: Sequence) -> list[tuple[BlockHash, BlockId]]:
+        """Return the next blocks of `sequence` that a tier may fill in place of computing them, and their contents.
+
+        As with the cache: one token at least is computed, and of a prompt not one alone.
+        """
+        begin, num_in_first = divmod(sequence.num_computed_tokens, self.block_size)
+        if num_in_first or sequence.wants_prompt_logprobs:
+            return []
+        end = min((len(sequence.token_ids) - 1) // self.block_size, len(sequence.block_hashes))
+        if 0 < sequence.num_prompt_tokens - end * self.block_size < MIN_CHUNK_TOKENS:
+            end -= 1
+        return list(zip(sequence.block_hashes[begin:end], sequence.block_table[begin:end], strict=True))
+
     def try_fork(self, parent: Sequence, child: Sequence) -> bool:
         """Give `child` the KV of `parent`'s prompt: full blocks are shared, what is in the last one is copied.
 
@@ -180,7 +195,7 @@ class SequenceBlocks:
         return True
 
     def on_computed(self, progress: Several[tuple[Sequence, int]]) -> None:
-        """Record that a step (or a prefill worker) has computed the next `num_tokens` tokens of each sequence."""
+        """Record that a step (a prefill worker, a tier) has brought the next `num_tokens` tokens of each sequence."""
         commits: list[BlockCommit] = []
         for sequence, num_tokens in progress:
             begin = sequence.num_computed_tokens
@@ -195,6 +210,8 @@ class SequenceBlocks:
                     parent_id = sequence.block_table[index - 1] if index else None
                     self.cache.insert(commit.block_hash, commit.block_id, parent_id)
         self._header.commit(commits)
+        if self.on_named is not None:
+            self.on_named([commit.block_hash for commit in commits if commit.block_hash is not None])
 
     def _commit_of(self, sequence: Sequence, index: int, num_filled: int) -> BlockCommit:
         """Return what the header is to say of a block of a sequence of which so many tokens have been computed."""

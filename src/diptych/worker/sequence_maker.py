@@ -91,6 +91,7 @@ class SequenceMaker:
                 chooser=self._chooser(head.request, choice, None if guide is None else guide.copy()),
                 frontend=head.frontend,
                 num_cached_tokens=head.num_cached_tokens,
+                num_loaded_tokens=head.num_loaded_tokens,
                 timeline=head.timeline.copy(),
             )
             for choice in range(1, head.num_places)

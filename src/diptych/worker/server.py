@@ -14,6 +14,7 @@ from types import FrameType
 
 import zmq
 
+from diptych.core.cache_status import CacheStatus
 from diptych.core.clock import Clock, SystemClock
 from diptych.core.control import FromLauncher, LayoutReport, Lease, StartFailure, WorkerOrder
 from diptych.core.cost_model import StepWork
@@ -46,6 +47,7 @@ from diptych.wire.neighbours import Neighbours
 from diptych.wire.wake import Wake
 from diptych.worker.both_roles import BothRoles
 from diptych.worker.cache_log import CacheLog
+from diptych.worker.cache_use import HitLog
 from diptych.worker.copy_pace import CopyPace
 from diptych.worker.decode import DecodeRole
 from diptych.worker.inspection import Inspector
@@ -57,6 +59,7 @@ from diptych.worker.prefill import PrefillRole
 from diptych.worker.sampling.guide import GrammarCompiler
 from diptych.worker.sequence_blocks import SequenceBlocks, first_epoch, spare_blocks
 from diptych.worker.step_thread import StepThread
+from diptych.worker.tiering import Tiering, cache_status, open_disk_tier
 
 LEASE_TIMEOUT_S = 120.0
 WARM_UP_BLOCKS = 10
@@ -108,11 +111,17 @@ class Worker:
         self._cache = PrefixCache(block_ids, held, eviction) if order.writes_answers else PrefixCache([])
         self._cache_log = CacheLog(order.worker_id, order.incarnation, self._cache)
         self._is_snapshot_wanted = False
+        self._tiering: Tiering | None = None
+        self._hit_log = HitLog(order.worker_id, clock.now_s())
         prefill = PrefillRole(order, engine, memory, self._outbox, clock, pace)
         self._decode: DecodeRole | None = None
         if order.writes_answers:
             hasher = BlockHasher(order.model.key, engine.layout.fingerprint, block_size=engine.layout.block_size)
             blocks = SequenceBlocks(self._cache, memory, hasher, incarnation=order.incarnation, is_exact=order.is_exact)
+            tier = open_disk_tier(order, engine, clock, self._wake.raise_flag)
+            if tier is not None:
+                self._tiering = Tiering(tier, blocks, memory, lease.costs, self._speed, order.chunk_tokens, clock)
+                self._tiering.demotions.add(one.block_hash for one in reversed(held))
             self._decode = DecodeRole(
                 order,
                 engine,
@@ -123,6 +132,7 @@ class Worker:
                 pace,
                 self._grammars,
                 max_model_len=lease.max_model_len,
+                promotions=None if self._tiering is None else self._tiering.promotions,
             )
             self._decode.copies.measure(scratch)
         self._role: PrefillRole | DecodeRole | BothRoles
@@ -159,12 +169,16 @@ class Worker:
             while not self._is_stopping:
                 self._turn()
             self._send_heartbeat(WorkerState.DRAINING)
+            if self._tiering is not None:
+                self._tiering.close(lambda: self._lifeline.on_turn(is_in_step=self._steps.is_running))
         self._grammars.close()
         self._inbox.close()
         self._context.term()
 
     def _turn(self) -> None:
         due_s = min(self._next_heartbeat_s, self._lifeline.next_s())
+        if self._tiering is not None:
+            due_s = min(due_s, self._tiering.promotions.next_s())
         timeout_s = 0.0 if self._must_turn else min(max(due_s - self._clock.now_s(), 0.0), HEARTBEAT_INTERVAL_S)
         for message in self._inspector.passed(self._inbox.receive(timeout_s, self._wake)):
             self._role.on_message(message)
@@ -186,6 +200,8 @@ class Worker:
         if not self._steps.is_running:
             self._start_step()
         self._copy()
+        if self._tiering is not None:
+            self._tiering.demotions.on_turn(is_busy=self._steps.is_running)
         self._report()
         if self._clock.now_s() >= self._next_heartbeat_s:
             self._send_heartbeat(WorkerState.READY)
@@ -253,6 +269,7 @@ class Worker:
             memory_bytes=private_memory_bytes(),
             num_steps=self._speed.num_steps,
             num_answers=0 if self._decode is None else self._decode.roster.num_sequences,
+            cache=self._cache_status(),
             cost_scale=self._speed.cost_scale,
             prefill_share=self._speed.prefill_share,
             copy_block_s=0.0 if self._decode is None else self._decode.copies.block_s,
@@ -265,6 +282,14 @@ class Worker:
             self._outbox.send(order.router_endpoint, heartbeat)
         except PeerUnreachableError as error:
             log.warning("heartbeat not sent: %s", error)
+
+    def _cache_status(self) -> CacheStatus | None:
+        if self._decode is None:
+            return None
+        block_bytes, use = self._engine.layout.block_bytes, self._decode.roster.cache_use
+        status = cache_status(self._cache, block_bytes, use, self._tiering)
+        self._hit_log.on_status(status, self._clock.now_s())
+        return status
 
 
 def _warm_up_plan(order: WorkerOrder) -> WarmUp:

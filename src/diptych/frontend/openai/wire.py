@@ -46,11 +46,13 @@ class Stamp(NamedTuple):
     system_fingerprint: str
 
 
-class PromptTokensDetails(Struct, frozen=True):
+class PromptTokensDetails(Struct, frozen=True, omit_defaults=True):
     """What is known about the prompt's tokens."""
 
     cached_tokens: int
-    """How many of them were in the prefix cache."""
+    """How many of them were in the prefix cache, in memory or below."""
+    loaded_tokens: int = 0
+    """Of those, how many were loaded from disk (not OpenAI's; absent if none were)."""
 
 
 class Usage(Struct, frozen=True):
@@ -67,12 +69,13 @@ class UsageCount:
 
     def __init__(self, generation: Generation) -> None:
         self._num_prompt_tokens = sum(len(request.prompt_token_ids) for request in generation.requests)
-        self._num_cached_tokens = 0
+        self._num_cached_tokens = self._num_loaded_tokens = 0
         self.num_output_tokens = 0
 
     def add_prompt(self, read: PromptRead) -> None:
         """Count a prompt that has been read."""
         self._num_cached_tokens += read.num_cached_tokens
+        self._num_loaded_tokens += read.num_loaded_tokens
 
     def usage(self) -> Usage:
         """Return the usage so far."""
@@ -80,7 +83,7 @@ class UsageCount:
             self._num_prompt_tokens,
             self.num_output_tokens,
             self._num_prompt_tokens + self.num_output_tokens,
-            PromptTokensDetails(self._num_cached_tokens),
+            PromptTokensDetails(self._num_cached_tokens, self._num_loaded_tokens),
         )
 
 

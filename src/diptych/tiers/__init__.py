@@ -1,0 +1,1 @@
+"""KV below the workers' own blocks: slower, larger, and still there after a restart."""
