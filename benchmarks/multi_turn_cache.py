@@ -102,7 +102,7 @@ def measure(options: MultiTurnOptions, progress: ProgressBar) -> Outcome:
 @contextmanager
 def _serving(options: MultiTurnOptions, root: Path) -> Iterator[diptych.Server]:
     config = options.serve_config(
-        prefill=0, decode=2, kv_bytes=KV_BYTES, disk_kv_bytes=DISK_BYTES, disk_kv_dir=root, admission="queue"
+        prefill=0, decode=2, kv_bytes=KV_BYTES, disk_kv_bytes=DISK_BYTES, disk_kv_dir=root, admission="none"
     )
     with diptych.serve(config) as server, pinned_to(client_cores(server.status())):
         yield server

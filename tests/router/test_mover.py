@@ -98,6 +98,20 @@ def test_who_has_no_worker_waits_for_one_to_come_back(make_cluster: "Callable[..
     assert cluster.num_assigned() == {}
 
 
+def test_a_turn_that_came_just_as_it_was_given_up_counts(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request())
+        cluster.tokens("prefill-0", ("r0", 0))
+        cluster.failed("decode-0", "r0", FailureKind.QUEUED, text="its turn did not come")
+        assert [worker for worker, *_ in cluster.submits()] == ["decode-0", "decode-1"], "another goes on"
+        cluster.tokens("decode-1", ("r0", 1), attempt=1)
+        cluster.finished("decode-1", "r0", 2, attempt=1)
+        assert await answer == [START, TokensOut([100, 101]), END]
+
+    cluster.run(scenario())
+    assert cluster.num_assigned() == {}
+
+
 def test_nobody_waits_for_a_worker_forever(make_cluster: "Callable[..., Cluster]") -> None:
     cluster = make_cluster(homeless_timeout_s=10.0)
     cluster.heartbeat("mixed-0")

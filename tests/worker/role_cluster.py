@@ -701,7 +701,8 @@ class RoleCluster:
                 assert choice.is_abort_asked
             case Failed(kind=FailureKind.QUEUED):
                 assert request.arrived_s + (self.settings.queue_timeout_s or PATIENCE_S) < self.clock.now_s()
-                assert not choice.tokens, "its turn had come"
+                # A first token may be under way just then; the router does not end such a request.
+                assert set(choice.tokens) <= {0}, "its turn had come"
             case Failed(kind=kind):
                 assert kind is FailureKind.TIMEOUT
                 assert request.deadline_s < self.clock.now_s()

@@ -182,6 +182,10 @@ class Follower:
         elif failed.kind is FailureKind.REFUSED:
             self._make_homeless(flight, self._mover.on_refused, failed.message)
             self.settle_homeless()
+        elif failed.kind is FailureKind.QUEUED and flight.answer.num_in_order:
+            # Its prompt was read in the very moment in which its owner gave it up: it has had its turn.
+            self._on_owner_gone(flight, failed.message, is_orderly=True)
+            self.settle_homeless()
         else:
             self._fail(flight, _error_of(failed, retry_after_s(self.history.mean_request_s)), failed)
 
