@@ -73,7 +73,7 @@ class Overload:
 
     async def find_peak(self) -> float:
         """Search the highest rate that the set-up with refusals carries."""
-        target = self.target("slo")
+        target = self.target("predictive")
         limits = SearchLimits(self._options.start_per_s, 0.15, lowest_per_s=0.5)
         method = Method(self._sessions, [self.slo], self._options.duration_s, PATIENCE_S, limits)
         settings = {"duration_s": self._options.duration_s}
