@@ -157,11 +157,9 @@ class SequenceBlocks:
         As with the cache: one token at least is computed, and of a prompt not one alone.
         """
         begin, num_in_first = divmod(sequence.num_computed_tokens, self.block_size)
-        if num_in_first or sequence.wants_prompt_logprobs:
+        if num_in_first:
             return []
-        end = min((len(sequence.token_ids) - 1) // self.block_size, len(sequence.block_hashes))
-        if 0 < sequence.num_prompt_tokens - end * self.block_size < MIN_CHUNK_TOKENS:
-            end -= 1
+        end = self.most_reusable(sequence, len(sequence.block_hashes))
         return list(zip(sequence.block_hashes[begin:end], sequence.block_table[begin:end], strict=True))
 
     def try_fork(self, parent: Sequence, child: Sequence) -> bool:
