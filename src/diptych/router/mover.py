@@ -167,6 +167,7 @@ class Mover:
             former=flight.former,
             copy=placement.copy,
         )
+        sent_s = self._clock.now_s()  # before: the worker may have gone on with it when `send` returns
         try:
             self._outbox.send(placement.decode.address.endpoint, submit)
         except PeerUnreachableError as error:
@@ -174,6 +175,6 @@ class Mover:
             return False
         flight.open()
         flight.give_up_s = flight.last_moment_s
-        flight.routed_s = flight.routed_s or self._clock.now_s()
+        flight.routed_s = flight.routed_s or sent_s
         placement.assign(flight.request_id, len(flight.open_choices))
         return True

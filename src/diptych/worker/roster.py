@@ -299,13 +299,14 @@ class Roster:
             arrived_s=sequence.request.arrived_s,
             deadline_s=sequence.request.deadline_s,
         )
+        sent_s = self._clock.now_s()  # before: the prefill worker may have begun when `send` returns
         try:
             self._outbox.send(writer.endpoint, grant)
         except PeerUnreachableError:
             return False
-        self._handoffs.open(sequence, writer, self._clock.now_s())
+        self._handoffs.open(sequence, writer, sent_s)
         sequence.state = SequenceState.GRANTED
-        sequence.note_first(Lifecycle.GRANTED, self._clock.now_s())
+        sequence.note_first(Lifecycle.GRANTED, sent_s)
         return True
 
     def _revoke(self, handoff: Handoff) -> None:
