@@ -1,0 +1,87 @@
+"""Everything that processes say to each other, a module a topic. One way, one message a frame, tagged by type.
+
+The conversation about one request, in place (prefill and decode on one machine):
+
+    router  --Submit-->  decode  --Grant-->  prefill
+    router  <-----------Tokens (the first)-- prefill  --Filled-->  decode
+    router  <--Tokens (one message a step for all sequences)------ decode
+
+Only the decode worker ends a request (`Finished`, `Failed`). A message of an older attempt or epoch is dropped by
+whoever gets it. Where another worker has more of a prompt in its cache, the decode worker may copy it first:
+
+    decode  --Borrow-->  other  --Lent-->  decode (copies)  --Returned-->  other
+
+When a worker has died, `WorkerExited` goes to the router, `PeerGone` to the other workers, and its
+requests are submitted anew with what they have come to.
+"""
+
+from diptych.core.messages.answers import Aborted, Failed, FailureKind, Finished, Started, TokenEvent, Tokens
+from diptych.core.messages.caching import CacheChange, CacheSnapshot, CacheSnapshotWanted
+from diptych.core.messages.handover import Filled, Grant, GrantEnded, GrantHeld, Remind, Revoke
+from diptych.core.messages.lending import Borrow, Lent, Returned
+from diptych.core.messages.peers import PROTOCOL_VERSION, Message, PeerAddress, Role, WorkerState
+from diptych.core.messages.remains import GrantRemains, Remains, RequestRemains, SubmitRemains
+from diptych.core.messages.requests import Abort, CopyOrder, FormerAttempt, FrontendGone, PeerGone, Submit
+from diptych.core.messages.status import HEARTBEAT_INTERVAL_S, HealthState, Heartbeat, WorkerExited, WorkerStatus
+
+__all__ = [
+    "HEARTBEAT_INTERVAL_S",
+    "PROTOCOL_VERSION",
+    "Abort",
+    "Aborted",
+    "Borrow",
+    "CacheChange",
+    "CacheSnapshot",
+    "CacheSnapshotWanted",
+    "CopyOrder",
+    "Failed",
+    "FailureKind",
+    "Filled",
+    "Finished",
+    "FormerAttempt",
+    "FrontendGone",
+    "Grant",
+    "GrantEnded",
+    "GrantHeld",
+    "GrantRemains",
+    "HealthState",
+    "Heartbeat",
+    "Lent",
+    "Message",
+    "PeerAddress",
+    "PeerGone",
+    "Remains",
+    "Remind",
+    "RequestRemains",
+    "Returned",
+    "Revoke",
+    "Role",
+    "Started",
+    "Submit",
+    "SubmitRemains",
+    "ToRouter",
+    "ToWorker",
+    "TokenEvent",
+    "Tokens",
+    "WorkerExited",
+    "WorkerState",
+    "WorkerStatus",
+]
+
+ToWorker = (
+    Submit
+    | Abort
+    | PeerGone
+    | FrontendGone
+    | CacheSnapshotWanted
+    | Grant
+    | Revoke
+    | Remind
+    | Filled
+    | GrantEnded
+    | GrantHeld
+    | Borrow
+    | Lent
+    | Returned
+)
+ToRouter = Tokens | CacheSnapshot | Heartbeat | WorkerExited
