@@ -21,7 +21,7 @@ import numpy as np
 
 from diptych.core.control import AdmissionName
 from diptych.core.messages import Role
-from diptych.hardware.specs import LLAMA2_70B_EIGHT_A100
+from diptych.hardware.known_costs import LLAMA2_70B_EIGHT_A100
 from diptych.policy.admission import TPOT_MARGIN
 from diptych.policy.batching import ANSWERS_SHARE
 from diptych.router.settings import RouterSettings

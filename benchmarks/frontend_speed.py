@@ -24,7 +24,7 @@ from typing import Any
 import diptych
 from diptych.bench.statistics import estimate_median, percentile
 from diptych.core.errors import BenchError
-from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE
+from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX2_CORE
 from harness.options import MODELED_KV_BYTES, Options, setting
 from harness.process_memory import tree_of
 from harness.program import Outcome, ProgressBar, run_program

@@ -1,7 +1,8 @@
 """Mooncake's conversation trace on a simulated cluster, routed by the live router, policy by policy. SIMULATED times.
 
-Workers are modeled (Llama 2 70B, each on eight A100, by `diptych.hardware.specs`), and so are the copies between them;
-router, policies, prefix index, prefix caches and their eviction are the live ones, in virtual time (`diptych.sim`).
+Workers are modeled (Llama 2 70B, each on eight A100, by `diptych.hardware.known_costs`), and so are the copies between
+them; router, policies, prefix index, prefix caches and their eviction are the live ones, in virtual time
+(`diptych.sim`).
 
 Two clusters, since it matters where a prefix lies. *coupled*: 16 workers that read and write, each with its own queue
 and its own cache, as the prefill instances of the paper; at twice the recorded rate, where random routing waits as long
@@ -24,7 +25,7 @@ import numpy as np
 
 from diptych.core.control import RoutingName
 from diptych.core.messages import Role
-from diptych.hardware.specs import LLAMA2_70B_EIGHT_A100, LLAMA2_70B_KV_BYTES_A_TOKEN
+from diptych.hardware.known_costs import LLAMA2_70B_EIGHT_A100, LLAMA2_70B_KV_BYTES_A_TOKEN
 from diptych.router.settings import RouterSettings
 from diptych.sim.cluster import ClusterPlan, RequestOutcome, SimulatedCluster, WorkerGroup
 from diptych.sim.prompts import OfferedRequest, offered_by_trace

@@ -12,7 +12,7 @@ from diptych.bench.statistics import estimate_median, percentile
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
 from diptych.core.slo import Slo
-from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX512_CORE
+from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX512_CORE
 from diptych.policy.pairing import WorkerLoad
 from diptych.policy.routing.by_name import POLICIES
 from diptych.policy.routing.question import Question, RoutingPolicy, Rules

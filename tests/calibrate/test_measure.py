@@ -7,7 +7,7 @@ import pytest
 from diptych.calibrate.measure import measure_costs
 from diptych.calibrate.shapes import fitted_steps, held_back_steps, num_blocks
 from diptych.core.config import ServeConfig
-from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE
+from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX2_CORE
 
 SCALE = 0.05
 CORE = min(os.sched_getaffinity(0))

@@ -14,7 +14,7 @@ from tests.modeled_answers import expected_text, make_prompt
 from diptych.core.control import WorkerOrder
 from diptych.core.ids import WorkerId
 from diptych.frontend.text.tokenizer import Tokenizer
-from diptych.hardware.specs import modeled_costs
+from diptych.hardware.known_costs import modeled_costs
 from diptych.launch.orders import Orders
 from diptych.worker.lifeline import STEP_GRACE_S
 

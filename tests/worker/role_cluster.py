@@ -44,7 +44,7 @@ from diptych.core.messages import (
 from diptych.core.request import Request, SamplingParams, TokenLogprobs
 from diptych.engine.base import Logits, Row
 from diptych.engine.modeled_engine import ModeledEngine, next_state
-from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX2_CORE
+from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX2_CORE
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes, request_key
 from diptych.kv.orphans import Orphans

@@ -22,7 +22,7 @@ from diptych.core.errors import BenchError, DiptychError, LaunchError
 from diptych.core.ids import BlockId
 from diptych.engine.base import Row, StepEngine, WarmUp
 from diptych.engine.loading import load_engine
-from diptych.hardware.specs import modeled_costs
+from diptych.hardware.known_costs import modeled_costs
 from diptych.models import resolve
 from diptych.policy.batching import plan_chunks
 from diptych.transfer.segment import Segment

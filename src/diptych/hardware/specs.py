@@ -1,56 +1,119 @@
-"""Step times of known hardware, each with its source."""
+"""What there is to buy: accelerators and links, each number with its source.
 
-from diptych.core.cost_model import CostModel
+Rates are peaks of spec sheets, without sparsity; what is reached of them says `diptych.hardware.roofline.Efficiency`.
+Prices are *estimates*: what specialised clouds asked for one device by the hour in 2025, hosts included. Who plans for
+money brings the own prices.
+"""
 
-SMOLLM2_135M_ONE_AVX2_CORE = CostModel.linear(step_base_s=0.0352, token_s=0.00351, pair_s=1.35e-6)
-"""SmolLM2-135M (4-bit weights, f32 KV) on one core of an AMD EPYC 7003, in straight lines (relative error 13 % in the
-median): the time that the modeled engine takes."""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from diptych.core.errors import ConfigError
+
+Thing = TypeVar("Thing")
+GBIT_S = 1e9 / 8
+"""Bytes a second of one Gbit/s."""
 
 
-def modeled_costs(time_scale: float) -> CostModel:
-    """Return the time that the modeled engine takes, in multiples of the real one's on that core."""
-    return SMOLLM2_135M_ONE_AVX2_CORE.scaled(time_scale)
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A way for bytes; full duplex."""
+
+    name: str
+    bytes_per_s: float
+    """One direction, of one device (within a node) or one node (between nodes)."""
+    latency_s: float
+    """Of a small message. Estimates all of them, by the magnitude that NCCL's and UCX's users report."""
+    source: str
+
+    def transfer_s(self, num_bytes: float) -> float:
+        """Return how long a transfer takes that has the link to itself."""
+        return self.latency_s + num_bytes / self.bytes_per_s
 
 
-SMOLLM2_135M_ONE_AVX512_CORE = CostModel(
-    knots=(
-        (1, 0.0067),
-        (2, 0.0067),
-        (4, 0.0079),
-        (8, 0.0091),
-        (16, 0.0134),
-        (32, 0.0184),
-        (64, 0.0304),
-        (128, 0.0531),
-        (256, 0.0993),
-        (512, 0.2029),
-    ),
-    row_s=0.000193,
-    past_token_s=2.3e-6,
-    pair_s=2.12e-7,
-)
-"""The same with bf16 KV on one core of an AMD EPYC 9005 (Zen 5), by `diptych calibrate` (2026-11): what predictions
-begin with where nothing has been calibrated. Other machines and models are in the same proportions, roughly; the
-workers find out by what factor."""
+@dataclass(frozen=True, slots=True)
+class Device:
+    """An accelerator, or a socket of a CPU."""
 
-LLAMA2_70B_EIGHT_A100 = CostModel(
-    knots=(
-        (1, 0.0220),
-        (128, 0.0240),
-        (256, 0.0330),
-        (512, 0.0610),
-        (1024, 0.1180),
-        (2048, 0.2320),
-    ),
-    row_s=0.0001,
-    past_token_s=3.4e-8,
-    pair_s=2.1e-9,
-)
-"""Llama 2 70B in 16 bits on eight A100-80G (tensor parallel), computed and not measured: the model and the nodes of the
-cluster that Mooncake's paper replays traces on (arXiv 2407.00079, section 8).
+    name: str
+    bf16_flops_per_s: float
+    """Dense."""
+    memory_bytes_per_s: float
+    memory_bytes: float
+    link: Link
+    """Between devices of one node."""
+    usd_per_hour: float
+    source: str
 
-A token takes 2 * 70e9 operations and the node does 8 * 312e12 a second, of which half are reached: 112 us. A step
-reads 140 GB of weights at 8 * 2.0e12 bytes a second, of which 60 % are reached: 15 ms, and 7 ms for 160 all-reduces. A
-pair of tokens takes 4 * 8192 operations in each of 80 layers; a token's KV are 327,680 bytes (8 key-value heads)."""
-LLAMA2_70B_KV_BYTES_A_TOKEN = 327_680
-"""2 * 80 layers * 8 heads * 128 values * 2 bytes."""
+
+NVLINK_3 = Link("nvlink-3", 300e9, 5e-6, "NVIDIA A100 datasheet: 600 GB/s, both directions together")
+NVLINK_4 = Link("nvlink-4", 450e9, 5e-6, "NVIDIA H100 datasheet: 900 GB/s, both directions together")
+NVLINK_5 = Link("nvlink-5", 900e9, 5e-6, "NVIDIA HGX B200 datasheet: 1.8 TB/s a GPU, both directions together")
+INFINITY_FABRIC = Link("infinity-fabric", 448e9, 5e-6, "AMD MI300X data sheet: 7 links of 128 GB/s, both directions")
+PCIE_4 = Link("pcie-4", 31.5e9, 10e-6, "PCI-SIG: 16 lanes of 16 GT/s, 128b/130b")
+PCIE_5 = Link("pcie-5", 63e9, 10e-6, "PCI-SIG: 16 lanes of 32 GT/s, 128b/130b")
+
+
+def network(gbit_per_s: float) -> Link:
+    """Return Ethernet or InfiniBand of that rate, the wire's own: 25 to 400 Gbit/s are sold."""
+    return Link(f"{gbit_per_s:g}gbps", gbit_per_s * GBIT_S, 20e-6, "the rate that is its name; RDMA, one card a node")
+
+
+LINKS = {
+    link.name: link
+    for link in (
+        *(NVLINK_3, NVLINK_4, NVLINK_5, INFINITY_FABRIC, PCIE_4, PCIE_5),
+        *(network(rate) for rate in (25, 50, 100, 200, 400, 800, 1600, 3200)),
+    )
+}
+"""800gbps and more: several cards of a node together."""
+
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("a100-40g", 312e12, 1.555e12, 40e9, NVLINK_3, 1.3, "NVIDIA A100 datasheet, 40GB SXM"),
+        Device("a100-80g", 312e12, 2.039e12, 80e9, NVLINK_3, 1.8, "NVIDIA A100 datasheet, 80GB SXM"),
+        Device("h100", 989e12, 3.35e12, 80e9, NVLINK_4, 3.0, "NVIDIA H100 datasheet, SXM (1,979 with sparsity)"),
+        Device("h200", 989e12, 4.8e12, 141e9, NVLINK_4, 3.8, "NVIDIA H200 datasheet, SXM"),
+        Device("b200", 2250e12, 8e12, 180e9, NVLINK_5, 5.0, "NVIDIA HGX B200 datasheet, an eighth of a board"),
+        Device("mi300x", 1307e12, 5.3e12, 192e9, INFINITY_FABRIC, 2.5, "AMD Instinct MI300X data sheet"),
+        Device("l40s", 362e12, 0.864e12, 48e9, PCIE_4, 0.9, "NVIDIA L40S datasheet (733 with sparsity)"),
+        Device(
+            "epyc-9755",
+            128 * 128 * 2.7e9,
+            614e9,
+            768e9,
+            PCIE_5,
+            2.5,
+            "AMD EPYC 9755 product page: 128 cores at 2.7 GHz, 12 channels of DDR5-6400; 128 bf16 operations a core "
+            "and cycle (two 512-bit dot products) are an estimate, as is its memory (12 modules of 64 GB)",
+        ),
+    )
+}
+
+
+def find_device(name: str) -> Device:
+    """Return a device by name.
+
+    Raises: ConfigError naming those that there are.
+    """
+    return _find(DEVICES, name, "hardware")
+
+
+def find_link(name: str) -> Link:
+    """Return a link by name; any other rate is written like 40gbps.
+
+    Raises: ConfigError naming those that there are.
+    """
+    rate = name.lower().removesuffix("gbps")
+    if rate != name.lower() and rate.replace(".", "", 1).isdigit() and float(rate) > 0:
+        return network(float(rate))
+    return _find(LINKS, name, "link")
+
+
+def _find(known: Mapping[str, Thing], name: str, what: str) -> Thing:
+    thing = known.get(name.lower())
+    if thing is None:
+        raise ConfigError(f"{what} {name!r} is not known; known are {', '.join(known)}")
+    return thing

@@ -8,8 +8,8 @@ from diptych.core.cost_model import CostModel
 from diptych.core.errors import ConfigError
 from diptych.core.ids import WorkerId
 from diptych.hardware.host import host_facts
+from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX512_CORE, modeled_costs
 from diptych.hardware.profile import Profile, profile_path, read_profile
-from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX512_CORE, modeled_costs
 from diptych.models import ModelFolder, default_cache_dir
 
 FURTHER_CORE_GAIN = 0.6

@@ -9,7 +9,7 @@ from diptych.core.control import FrontendOrder, LayoutReport, Lease, ModelOrder,
 from diptych.core.errors import ConfigError
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
-from diptych.hardware.specs import modeled_costs
+from diptych.hardware.known_costs import modeled_costs
 from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan
 from diptych.launch.costs import Costs

@@ -17,7 +17,7 @@ from diptych.core.cost_model import CostModel
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Heartbeat, PeerAddress, Role, WorkerState, WorkerStatus
 from diptych.core.service import WorkerInfo
-from diptych.hardware.specs import SMOLLM2_135M_ONE_AVX512_CORE
+from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX512_CORE
 from diptych.policy.pairing import WorkerLoad
 from diptych.router.ledger import Ledger
 
