@@ -12,6 +12,8 @@ CODE := src tests benchmarks examples docs
 
 # The first of these that will do makes .venv; `make serve PYTHON=/path/to/python3.12` names one.
 PYTHON ?= python3 python3.13 python3.12 python3.11
+# NIXL's own dependencies would bring torch for CUDA, 3 GB, of which nothing is needed here.
+NIXL := nixl==1.5.1 nixl-cu13==1.5.1
 # Port of `make serve`; empty: as configured, else 8000.
 PORT ?=
 # How many tests `make test` runs at a time. Most of them wait for processes; those with a model take a core or two.
@@ -60,7 +62,7 @@ lock: ## Pin all dependencies anew in requirements/dev.txt (ARGS=--upgrade takes
 	@tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
 	$(call make_venv,$$tools); \
 	"$$tools/bin/python" -m pip install -qq uv; \
-	"$$tools/bin/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra dev --extra bench --extra sim \
+	"$$tools/bin/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra dev --extra bench --extra sim --extra mooncake \
 		--system-certs --no-emit-package diptych --annotation-style line --custom-compile-command "make lock" \
 		--quiet --output-file $(LOCK) $(ARGS); \
 	echo "$(LOCK) pins $$(grep -c '==' $(LOCK)) packages"
@@ -111,5 +113,6 @@ $(VENV)/serve.stamp: pyproject.toml $(LOCK) $(VENV)/created.stamp
 $(VENV)/dev.stamp: pyproject.toml $(LOCK) $(VENV)/created.stamp
 	@echo 'installing Diptych and its development tools into $(VENV)' >&2
 	@$(BIN)/python -m pip install -qq --requirement $(LOCK)
+	@$(BIN)/python -m pip install -qq --no-deps $(NIXL)
 	@$(BIN)/python -m pip install -qq --no-deps --editable .
 	@touch $@ $(VENV)/serve.stamp

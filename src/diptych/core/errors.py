@@ -10,6 +10,8 @@ DiptychError
 │   ├── DamagedBlockError  blocks do not hold what was written there; only who reads them must end
 │   └── GrammarError       an answer's grammar is wrong or cannot be followed; only its own request must end
 ├── TierError              a store below the workers' blocks cannot be used; everything is computed as without it
+├── TransferError          KV did not get to another node; nothing of it counts, and nothing of it is moving any more
+│   └── TransferRefusedError   the peer does not take it, and would not the next time
 ├── ProtocolError          a peer sent what it must not send; the message was dropped
 ├── PeerUnreachableError   a peer takes no messages; the message was not sent
 └── RequestError           a request cannot be served; says which HTTP answer it gets
@@ -78,6 +80,14 @@ class GrammarError(EngineError):
 
 class TierError(DiptychError):
     """A store of KV below the workers' blocks cannot be used; blocks and requests are as they were."""
+
+
+class TransferError(DiptychError):
+    """KV did not get from one node to another; nothing of it counts, and nothing of it is moving any more."""
+
+
+class TransferRefusedError(TransferError):
+    """The peer does not take it; trying again would be of no use."""
 
 
 class ProtocolError(DiptychError):

@@ -8,6 +8,10 @@ RequestId = NewType("RequestId", str)
 WorkerId = NewType("WorkerId", str)
 """Names a worker's place in the cluster, such as `decode-0`; a replacement has the same id, another `incarnation`."""
 
+NodeId = NewType("NodeId", str)
+"""Names a machine of a cluster; empty where there is only one."""
+NO_NODE = NodeId("")
+
 BlockId = NewType("BlockId", int)
 """Index of a KV block in the node's segment; valid in every worker of the node."""
 
