@@ -60,6 +60,18 @@ def test_states_of_a_block() -> None:
     assert cache.num_blocks == 3
 
 
+def test_what_is_available_beside_blocks_that_are_about_to_be_used() -> None:
+    cache = cache_of(5)
+    used = compute(cache, names("a"))
+    cache.release(compute(cache, names("b", "c")))
+    assert cache.num_available_beside(names("a", "b", "c")) == 2, "what is in use was not available before"
+    assert cache.num_available_beside([]) == cache.num_available_blocks == 4
+    cache.match(names("b", "c"), max_blocks=2)
+    assert cache.num_available_beside(names("b", "c")) == cache.num_available_blocks == 2
+    cache.release(used)
+    assert counts(cache) == (2, 1, 3)
+
+
 def test_blocks_without_a_hash_are_free_at_once() -> None:
     cache = cache_of(2)
     cache.release(allocate(cache, 2))

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.core.ids import BlockId, RequestId
+from diptych.core.ids import BlockHash, BlockId, RequestId
 from diptych.core.request import Request, SamplingParams
+from diptych.kv.eviction_order import EvictionOrder, LeastRecentlyUsed
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.kv.layout import CacheTensor, KVLayout
@@ -23,10 +24,17 @@ PROMPT = list(range(100, 140))
 class Room:
     """A worker's blocks, and sequences that come and go."""
 
-    def __init__(self, *, is_exact: bool = False, num_blocks: int = NUM_BLOCKS, incarnation: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        is_exact: bool = False,
+        num_blocks: int = NUM_BLOCKS,
+        incarnation: int = 1,
+        order: EvictionOrder | None = None,
+    ) -> None:
         memory = memoryview(bytearray(header_bytes(NUM_BLOCKS)))
         self.header = SegmentHeader.create(memory, NUM_BLOCKS, 1, "layout", "model")
-        self.cache = PrefixCache([BlockId(number) for number in range(num_blocks)])
+        self.cache = PrefixCache([BlockId(number) for number in range(num_blocks)], order=order)
         self.hasher = BlockHasher("model", "layout", block_size=BLOCK_SIZE)
         self.layout = KVLayout.of([CacheTensor("state", (BLOCK_SIZE, 8), "u8")], BLOCK_SIZE)
         self.kv = memoryview(bytearray(NUM_BLOCKS * self.layout.block_bytes))
@@ -151,6 +159,34 @@ def test_a_refused_reservation_keeps_the_cache_as_it_was() -> None:
     assert not room.blocks.try_reserve(sequence, 0)
     assert room.cache.num_cached_blocks == 2
     room.cache.check_invariants()
+
+
+class CountedHits(LeastRecentlyUsed):
+    """An order that notes which blocks were said to be wanted again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hits: list[BlockHash] = []
+
+    def on_hit(self, block_hash: BlockHash) -> None:
+        self.hits.append(block_hash)
+        super().on_hit(block_hash)
+
+
+@pytest.mark.parametrize(("num_prompt_tokens", "num_hits"), [(15, 2), (9, 1)])  # of 9, two blocks would leave one token
+def test_blocks_count_as_reused_once_and_only_if_the_reservation_holds(num_prompt_tokens: int, num_hits: int) -> None:
+    order = CountedHits()
+    room = Room(num_blocks=5, order=order)
+    room.leave_in_cache(PROMPT[:8])
+    idle = list(order)
+    sequence = room.sequence(PROMPT[:num_prompt_tokens])
+
+    for _ in range(3):
+        assert not room.blocks.try_reserve(sequence, num_spare_blocks=4)
+    assert (order.hits, list(order)) == ([], idle)
+
+    assert room.blocks.try_reserve(sequence, num_spare_blocks=1)
+    assert order.hits == sequence.block_hashes[:num_hits]
 
 
 def test_every_reservation_has_an_epoch_of_its_own() -> None:

@@ -87,6 +87,10 @@ class PrefixCache:
         """The most that `try_allocate` can give now."""
         return self.num_free_blocks + self.num_cached_blocks
 
+    def num_available_beside(self, hashes: Sequence[BlockHash]) -> int:
+        """Return the most that `try_allocate` could give if these findable blocks were in use; touches nothing."""
+        return self.num_available_blocks - sum(block_hash in self._idle for block_hash in hashes)
+
     def findable(self) -> list[BlockHash]:
         """Return all hashes that are findable, each behind its parent."""
         return list(self._block_of)

@@ -27,15 +27,14 @@ class SimulatedMemory:
         """Give a sequence blocks for prompt and answer, cached ones first; False, and nothing changed: not now."""
         # One token at least is computed: its logits are the first token.
         most_cached = (sequence.num_prompt_tokens - 1) // self.block_size
-        num_needed = -(-sequence.num_most_tokens // self.block_size)
-        hashes = sequence.hashes[:most_cached]
-        if num_needed - self.cache.longest_match_blocks(hashes) > self.cache.num_available_blocks:
-            return False  # most attempts that fail do here, before they make blocks look wanted
-        shared = self.cache.match(hashes, most_cached)
-        new = self.cache.try_allocate(num_needed - len(shared))
-        if new is None:
-            self.cache.release(shared)
-            return False
+        num_found = self.cache.longest_match_blocks(sequence.hashes[:most_cached])
+        hashes = sequence.hashes[:num_found]
+        num_new = -(-sequence.num_most_tokens // self.block_size) - num_found
+        if num_new > self.cache.num_available_beside(hashes):
+            return False  # before anything is touched: an attempt that fails makes no block look wanted
+        shared = self.cache.match(hashes, num_found)
+        new = self.cache.try_allocate(num_new)
+        assert new is not None
         sequence.block_table = shared + new
         sequence.num_cached_blocks = len(shared)
         return True

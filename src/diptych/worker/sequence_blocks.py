@@ -50,15 +50,13 @@ class SequenceBlocks:
 
         False, and nothing changed, if that would leave fewer than `num_spare_blocks` for others to grow into.
         """
-        shared = self._match(sequence)
-        num_blocks = len(sequence.token_ids) // self.block_size + 1
-        num_new = num_blocks - len(shared)
-        new = None
-        if num_new + num_spare_blocks <= self.cache.num_available_blocks:
-            new = self.cache.try_allocate(num_new)
-        if new is None:
-            self.cache.release(shared)
-            return False
+        hashes = self._findable(sequence)
+        num_new = len(sequence.token_ids) // self.block_size + 1 - len(hashes)
+        if num_new + num_spare_blocks > self.cache.num_available_beside(hashes):
+            return False  # before anything is touched: an attempt that fails makes no block look wanted
+        shared = self.cache.match(hashes, len(hashes))
+        new = self.cache.try_allocate(num_new)
+        assert new is not None
         self._give(sequence, shared, new)
         sequence.num_computed_tokens = len(shared) * self.block_size
         sequence.prompt_logprobs.clear()
@@ -132,12 +130,11 @@ class SequenceBlocks:
         sequence.shared_epochs = [self._written_epochs[block_id] for block_id in shared]
         self._header.reserve(new, sequence.epoch)
 
-    def _match(self, sequence: Sequence) -> list[BlockId]:
-        """Take its first blocks from the cache, as many as may be."""
-        shared = self.cache.match(sequence.block_hashes, self.most_reusable(sequence, len(sequence.block_hashes)))
-        num_kept = self.most_reusable(sequence, len(shared))
-        self.cache.release(shared[num_kept:])
-        return shared[:num_kept]
+    def _findable(self, sequence: Sequence) -> list[BlockHash]:
+        """Name its first blocks that are in the cache, as many as may be used from there."""
+        hashes = sequence.block_hashes[: self.most_reusable(sequence, len(sequence.block_hashes))]
+        num_found = self.cache.longest_match_blocks(hashes)
+        return hashes[: self.most_reusable(sequence, num_found)]
 
     def most_reusable(self, sequence: Sequence, num_blocks: int) -> int:
         """Return how many of so many first blocks may come from a cache: one token must be computed for its logits.
