@@ -78,9 +78,7 @@ def memory_table(caches: dict[str, dict[str, Any]]) -> Table:
 
 def tier_table(tiers: dict[str, dict[str, Any]]) -> Table:
     """Return a row for each worker's view of the tier below; `tiers`: `TierStatus` as JSON, by worker."""
-    table = _table(
-        "worker", "blocks", "its bytes", "limit", "stored", "loaded", "evicted", "missing", "corrupt", "failed"
-    )
+    table = _table("worker", "blocks", "its bytes", "limit", "stored", "loaded", "evicted", "gone", "corrupt", "failed")
     for name, tier in tiers.items():
         counts = ("stored", "loaded", "evicted", "missing", "corrupt")
         table.add_row(

@@ -26,7 +26,7 @@ def status_command(
     api_key: ApiKey = None,
     ca_cert: CaCert = None,
 ) -> None:
-    """Show each worker's role, process, cores, state and blocks."""
+    """Show each worker's process, cores, state and blocks."""
     status = fetch_status(remote_of(url, api_key, ca_cert))
     if as_json:
         typer.echo(json.dumps(status, indent=2))
@@ -47,24 +47,26 @@ def remote_of(url: str, api_key: str | None, ca_cert: Path | None) -> Remote:
 
 
 def workers_table(status: dict[str, Any]) -> Table:
-    """Return a table of `ClusterStatus` as JSON, a row a worker."""
+    """Return a table of `ClusterStatus` as JSON, a row a worker, that fits into 80 columns.
+
+    Roles are left out, since names begin with them; what is on disk is told by `diptych cache`.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for heading in ("worker", "role", "pid", "cores", "state"):
+    for heading in ("worker", "pid", "cores", "state"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("running", "waiting", "blocks", "free", "cached", "hits", "on disk", "memory"):
+    for heading in ("run", "wait", "blocks", "free", "cached", "hits", "MB"):
         table.add_column(heading, no_wrap=True, justify="right")
     for worker_id, info in status["workers"].items():
         worker = info["status"]
         table.add_row(
             worker_id,
-            info["role"],
             str(worker["pid"] or "-"),
             _cores(worker["cores"]),
             worker["state"],
             *(str(worker[key]) for key in ("num_running", "num_waiting")),
             *(str(worker[key]) for key in ("num_blocks", "num_free_blocks", "num_cached_blocks")),
-            *_cache_cells(worker["cache"]),
-            f"{worker['memory_bytes'] / 1e6:.0f} MB",
+            _hits(worker["cache"]),
+            f"{worker['memory_bytes'] / 1e6:.0f}",
         )
     return table
 
@@ -74,14 +76,11 @@ def share_text(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if whole else "-"
 
 
-def _cache_cells(cache: dict[str, Any] | None) -> tuple[str, str]:
-    """Return the share of prompt tokens that were found or loaded, and the bytes on disk that a worker answers for."""
+def _hits(cache: dict[str, Any] | None) -> str:
+    """Return the share of prompt tokens that were found in memory or loaded."""
     if cache is None:
-        return "-", "-"
-    num_hit = cache["num_memory_tokens"] + cache["num_tier_tokens"]
-    tier = cache["tier"]
-    on_disk = "-" if tier is None else f"{tier['used_bytes'] / 1e9:.2f} GB"
-    return share_text(num_hit, cache["num_asked_tokens"]), on_disk
+        return "-"
+    return share_text(cache["num_memory_tokens"] + cache["num_tier_tokens"], cache["num_asked_tokens"])
 
 
 def _cores(cores: list[int]) -> str:
