@@ -57,6 +57,26 @@ def test_a_new_one_listens_on_the_same_port(command: Command, tokenizer: Tokeniz
     assert "Traceback" not in command.stderr
 
 
+def test_the_new_router_asks_what_is_cached_and_routes_by_it(start_command: StartCommand) -> None:
+    two_owners = ("--decode", "2", "--no-adaptive", "--routing", "prefix-local", "--modeled-time-scale", "0.1")
+    command = start_command(*SERVE, *two_owners)
+    server = command.wait_for_server()
+    prefix = make_prompt(PREFIX_TOKENS, 7)
+    with server.stream(make_prompt(40, 8), max_tokens=4000) as running:
+        running.read(2)
+        server.complete(prefix)
+    assert server.records()[-1]["decode_worker"] == "decode-1", "the first owner was writing"
+    server.wait_until_idle()
+
+    os.kill(frontend_pid(command), signal.SIGKILL)
+    eventually(lambda: is_ready(server), "another frontend")
+    server.wait_until_idle()  # by when each worker has spoken again, behind the snapshot that it was asked for
+
+    answer = server.complete([*prefix, *make_prompt(50, 9)])
+    assert server.records()[-1]["decode_worker"] == "decode-1", "a router that knows nothing takes the first of equals"
+    assert answer.num_cached_tokens == PREFIX_TOKENS
+
+
 def test_a_worker_that_dies_while_there_is_no_frontend_is_not_waited_for(command: Command) -> None:
     server = command.wait_for_server()
     worker_pid = server.worker("decode-0")["pid"]
