@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from diptych.bench.statistics import estimate_median, percentile
+from diptych.core.cost_model import count_pairs
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
 from diptych.core.slo import Slo
@@ -78,6 +79,7 @@ def make_load(number: int, draw: random.Random) -> WorkerLoad:
         num_context_tokens=num_answers * 100 * BLOCK_SIZE,
         num_queued_prompts=num_prompts,
         num_queued_tokens=num_prompts * 2_000,
+        num_queued_pairs=num_prompts * count_pairs(2_000, 0),
         prefill_share=0.0,
     )
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.core.cost_model import CostModel, StepWork
+from diptych.core.cost_model import CostModel, StepWork, count_pairs
 
 MODEL = CostModel(((1, 0.006), (8, 0.010), (64, 0.030), (256, 0.100)), 1e-4, 2e-6, 2e-7)
 ROWS = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 3_000)), max_size=8)
@@ -37,6 +37,22 @@ def test_a_prompt_takes_as_long_as_its_chunks(num_tokens: int, num_past: int, ch
         seconds += MODEL.step_s([(chunk, num_past + done)])
         done += chunk
     assert MODEL.prefill_s(num_tokens, num_past, chunk_tokens) == pytest.approx(seconds)
+
+
+@given(st.integers(0, 40), st.integers(0, 63), st.integers(0, 2_000))
+def test_a_queue_of_one_prompt_takes_as_long_as_the_prompt(num_full: int, num_rest: int, num_past: int) -> None:
+    num_tokens = num_full * 64 + num_rest
+    expected = MODEL.prefill_s(num_tokens, num_past, 64)
+    # The last chunk, where it is not full, reads its past for fewer tokens than the mean.
+    slack = MODEL.past_token_s * (num_past + num_tokens) if num_rest else 0.0
+    assert MODEL.queue_s(num_tokens, count_pairs(num_tokens, num_past), 64) == pytest.approx(expected, abs=slack)
+
+
+def test_prompts_in_a_queue_do_not_attend_to_each_other() -> None:
+    one, ten = (MODEL.queue_s(2_560, number * count_pairs(2_560 // number, 0), 256) for number in (1, 10))
+    assert one == pytest.approx(MODEL.prefill_s(2_560, 0, 256))
+    assert ten == pytest.approx(10 * MODEL.prefill_s(256, 0, 256))
+    assert ten < one
 
 
 @given(ROWS, st.integers(0, 2_000), st.floats(0, 0.5), st.integers(1, 512))

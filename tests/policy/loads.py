@@ -5,7 +5,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from diptych.core.cost_model import CostModel
+from diptych.core.cost_model import CostModel, count_pairs
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
 from diptych.policy.pairing import WorkerLoad
@@ -28,6 +28,7 @@ def idle(role: Role, number: int = 0, **changes: Any) -> WorkerLoad:
         num_context_tokens=0,
         num_queued_prompts=0,
         num_queued_tokens=0,
+        num_queued_pairs=0,
         prefill_share=0.0,
     )
     return replace(load, **changes)
@@ -41,7 +42,9 @@ def writing(load: WorkerLoad, num_answers: int, context: int = 250) -> WorkerLoa
 
 
 def reading(load: WorkerLoad, num_prompts: int, num_tokens: int) -> WorkerLoad:
-    return replace(load, num_queued_prompts=num_prompts, num_queued_tokens=num_tokens)
+    """Let a worker have prompts of equal length to read, nothing of which is cached."""
+    num_pairs = num_prompts * count_pairs(num_tokens // num_prompts, 0) if num_prompts else 0
+    return replace(load, num_queued_prompts=num_prompts, num_queued_tokens=num_tokens, num_queued_pairs=num_pairs)
 
 
 LOADS = st.lists(
@@ -57,6 +60,7 @@ LOADS = st.lists(
         num_context_tokens=st.integers(0, 20_000),
         num_queued_prompts=st.integers(0, 10),
         num_queued_tokens=st.integers(0, 10_000),
+        num_queued_pairs=st.integers(0, 50_000_000),
         prefill_share=st.floats(0, 1),
         cost_scale=st.floats(0.3, 4),
     ),

@@ -54,6 +54,15 @@ def test_a_longer_queue_elsewhere_makes_the_decode_worker_read_itself() -> None:
     assert readers == sorted(readers, reverse=True), "and it is never the other way round"
 
 
+def test_a_queue_of_short_prompts_is_shorter_than_one_long_prompt() -> None:
+    long, short = reading(idle(Role.PREFILL, 0), 1, 20_000), reading(idle(Role.PREFILL, 1), 40, 20_000)
+    slo, busy = Slo(100.0, 0.02), writing(DECODE, 4)
+    assert choose(long, short, busy, prompt=1_000, slo=slo).reader == "prefill-1", "they do not attend to each other"
+    alone = choose(short, busy, prompt=1_000, slo=slo).ttft_s
+    separate_s = 40 * short.read_s(500, 0) + short.read_s(1_000, 0)
+    assert 0.85 * separate_s < alone <= separate_s, "chunks of several prompts are fuller than those of each alone"
+
+
 def test_a_decode_worker_without_time_in_hand_leaves_prompts_to_others() -> None:
     busy = writing(DECODE, 12)
     assert choose(reading(PREFILL, 1, 400), busy).reader == "prefill-0"

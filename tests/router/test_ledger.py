@@ -49,10 +49,13 @@ def test_the_total_is_the_sum_of_the_entries(script: list[tuple[str, str, int]])
 
 def test_a_ledger_releases_everything_of_a_request() -> None:
     ledger = Ledger.empty()
-    counters = (ledger.sequences, ledger.blocks, ledger.context_tokens, ledger.unread, ledger.prefill_tokens)
+    counters = (ledger.sequences, ledger.blocks, ledger.context_tokens, ledger.unread)
     for counter in counters:
         counter.assign(A, 7)
+    ledger.assign_prompt(A, 7, 20)
+    prompts = (ledger.prefill_tokens, ledger.prefill_pairs)
+    assert [counter.total for counter in prompts] == [7, 7 * 20 + 7 * 8 / 2]
     assert ledger.num_requests == 1
     ledger.release(A)
     assert ledger.num_requests == 0
-    assert [counter.total for counter in counters] == [0] * 5
+    assert [counter.total for counter in (*counters, *prompts)] == [0] * 6

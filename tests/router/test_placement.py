@@ -54,6 +54,20 @@ def test_counts_grow_with_the_answer_and_end_with_it(cluster: "Cluster") -> None
     cluster.run(scenario())
 
 
+def test_a_prompt_in_the_queue_weighs_by_what_its_tokens_attend_to(cluster: "Cluster") -> None:
+    async def scenario() -> None:
+        cluster.caches("decode-0", 2)
+        answer = await cluster.start(cluster.request(num_prompt_tokens=40))
+        load = load_of(cluster, "prefill-0")
+        assert (load.num_queued_tokens, load.num_queued_pairs) == (32, 32 * 8 + 32 * 33 / 2)
+        cluster.tokens("prefill-0", ("r0", 0))
+        assert load_of(cluster, "prefill-0").num_queued_pairs == 0
+        answer.cancel()
+        await asyncio.wait([answer])
+
+    cluster.run(scenario())
+
+
 def test_a_burst_is_shared_with_a_worker_that_has_just_come_back(cluster: "Cluster") -> None:
     """No heartbeat comes while it lasts: what counts is what was sent, and the newcomer looks empty all the time."""
 

@@ -16,6 +16,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 
+def count_pairs(num_tokens: int, num_past: int) -> int:
+    """Return how many pairs there are of a new token and one that it attends to, itself and the past included."""
+    return num_tokens * num_past + num_tokens * (num_tokens + 1) // 2
+
+
 class StepWork(NamedTuple):
     """What a step has to compute, added up over its rows."""
 
@@ -33,7 +38,7 @@ class StepWork(NamedTuple):
             self.num_rows + 1,
             self.num_tokens + num_tokens,
             self.num_past + num_past,
-            self.num_pairs + num_tokens * num_past + num_tokens * (num_tokens + 1) / 2,
+            self.num_pairs + count_pairs(num_tokens, num_past),
         )
 
     def joined(self, other: "StepWork") -> "StepWork":
@@ -110,6 +115,21 @@ class CostModel:
         if num_rest:
             seconds += self.step_s([(num_rest, num_past + num_full * chunk_tokens)])
         return seconds
+
+    def queue_s(self, num_tokens: int, num_pairs: int, chunk_tokens: int) -> float:
+        """Return how long prompts take that have so many tokens and pairs in all, in full chunks, one behind the other.
+
+        Of a single prompt that is `prefill_s`. Of several it is less than of one as long as all of them: no token
+        attends to those of another prompt.
+        """
+        num_full, num_rest = divmod(num_tokens, chunk_tokens)
+        seconds = num_full * (self.pass_s(chunk_tokens) + self.row_s)
+        if num_rest:
+            seconds += self.pass_s(num_rest) + self.row_s
+        # A chunk reads its past once, and each of its tokens attends to all of that.
+        num_within = num_full * count_pairs(chunk_tokens, 0) + count_pairs(num_rest, 0)
+        num_past = max(num_pairs - num_within, 0) / chunk_tokens
+        return seconds + self.past_token_s * num_past + self.pair_s * num_pairs
 
     def answers_s(self, num_answers: float, mean_context_tokens: float) -> float:
         """Return the mean duration of steps that continue `num_answers` on average: in between, some have one more."""

@@ -58,6 +58,8 @@ class WorkerLoad:
     num_queued_prompts: int
     """To read here, whoever writes the answers."""
     num_queued_tokens: int
+    num_queued_pairs: int
+    """Of one of those tokens and one that it attends to."""
     prefill_share: float
     """Of its time of late, spent on prompts."""
     copy_block_s: float = GUESSED_COPY_BLOCK_S
@@ -73,6 +75,11 @@ class WorkerLoad:
     def read_s(self, num_tokens: int, num_past: int) -> float:
         """Return how long a prompt takes with nothing else to do."""
         return self.cost_scale * self.costs.prefill_s(num_tokens, num_past, CHUNK_TOKENS)
+
+    @property
+    def queue_s(self) -> float:
+        """How long the prompts take that are to be read here already, with nothing else to do."""
+        return self.cost_scale * self.costs.queue_s(self.num_queued_tokens, self.num_queued_pairs, CHUNK_TOKENS)
 
 
 class Pair(NamedTuple):
@@ -142,7 +149,7 @@ class Reader(NamedTuple):
     def of(cls, load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> "Reader":
         """Return a worker as a reader."""
         free = _free_share(load, slo, num_answer_tokens)
-        return cls(load, free, load.read_s(load.num_queued_tokens, 0) / free if load.num_queued_tokens else 0.0)
+        return cls(load, free, load.queue_s / free)
 
     def ttft_s(self, num_tokens: int, num_past: int) -> float:
         """Return in how long it will have read so many tokens more of a prompt."""

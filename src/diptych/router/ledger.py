@@ -8,6 +8,7 @@ Invariant: every counter is the sum over the entries; releasing twice, or what w
 
 from dataclasses import dataclass
 
+from diptych.core.cost_model import count_pairs
 from diptych.core.ids import RequestId
 from diptych.core.messages import WorkerStatus
 
@@ -80,17 +81,20 @@ class Ledger:
     """Tokens of those answers so far; what other frontends have there is not known."""
     prefill_tokens: Counter
     """Uncached prompt tokens that this worker has to compute, whoever owns their blocks."""
+    prefill_pairs: Counter
+    """Of one of those tokens and one that it attends to: what long prompts cost besides their tokens."""
 
     @classmethod
     def empty(cls) -> "Ledger":
         """Return the ledger of a worker that has just come up."""
-        return cls(Counter(), Counter(), Counter(), Counter(), Counter(), Counter())
+        return cls(Counter(), Counter(), Counter(), Counter(), Counter(), Counter(), Counter())
 
     def on_status(self, status: WorkerStatus) -> None:
         """Compare with what the worker says of itself."""
         self.sequences.on_report(status.num_answers)
         self.blocks.on_report(status.num_blocks - status.num_free_blocks - status.num_cached_blocks)
         self.prefill_tokens.on_report(status.queued_prefill_tokens)
+        self.prefill_pairs.on_report(status.queued_prefill_pairs)
 
     def release(self, request_id: RequestId) -> None:
         """Stop counting the request anywhere."""
@@ -99,7 +103,17 @@ class Ledger:
         self.context_tokens.release(request_id)
         self.unread.release(request_id)
         self.written.release(request_id)
+        self.release_prompt(request_id)
+
+    def assign_prompt(self, request_id: RequestId, num_tokens: int, num_past: int) -> None:
+        """Count so many tokens of a prompt, behind `num_past` others, as to be read here."""
+        self.prefill_tokens.assign(request_id, num_tokens)
+        self.prefill_pairs.assign(request_id, count_pairs(num_tokens, num_past))
+
+    def release_prompt(self, request_id: RequestId) -> None:
+        """Count a prompt as read here no longer."""
         self.prefill_tokens.release(request_id)
+        self.prefill_pairs.release(request_id)
 
     @property
     def num_changes(self) -> int:

@@ -42,7 +42,7 @@ class Placement:
         self.decode.ledger.unread.assign(request_id, num_choices)
         self.decode.ledger.blocks.assign(request_id, self.num_new_blocks)
         self.decode.ledger.context_tokens.assign(request_id, num_choices * self.num_prompt_tokens)
-        (self.prefill or self.decode).ledger.prefill_tokens.assign(request_id, self.num_uncached_tokens)
+        self._assign_prompt(request_id, self.prefill or self.decode)
 
     def on_token(self, request_id: RequestId) -> None:
         """Count a token of the answer; the first one says that the prompt has been read."""
@@ -59,14 +59,18 @@ class Placement:
 
     def on_prefill_gone(self, request_id: RequestId) -> None:
         """Count the prompt as the decode worker's own: it reads it itself after its prefill worker's death."""
-        self.decode.ledger.prefill_tokens.assign(request_id, self.num_uncached_tokens)
+        self._assign_prompt(request_id, self.decode)
+
+    def _assign_prompt(self, request_id: RequestId, reader: WorkerLife) -> None:
+        num_cached_tokens = self.num_prompt_tokens - self.num_uncached_tokens
+        reader.ledger.assign_prompt(request_id, self.num_uncached_tokens, num_cached_tokens)
 
     def on_prefilled(self, request_id: RequestId) -> None:
         """Count the prompt as read."""
         self.decode.ledger.unread.release(request_id)
-        self.decode.ledger.prefill_tokens.release(request_id)
+        self.decode.ledger.release_prompt(request_id)
         if self.prefill is not None:
-            self.prefill.ledger.prefill_tokens.release(request_id)
+            self.prefill.ledger.release_prompt(request_id)
 
     def release(self, request_id: RequestId) -> None:
         """Stop counting the request anywhere."""

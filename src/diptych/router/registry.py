@@ -183,6 +183,7 @@ class WorkerRegistry:
             num_context_tokens=ledger.context_tokens.total + ledger.blocks.foreign * block_size,
             num_queued_prompts=len(ledger.prefill_tokens),
             num_queued_tokens=ledger.prefill_tokens.total,
+            num_queued_pairs=ledger.prefill_pairs.total,
             prefill_share=status.prefill_share,
             mean_written_tokens=ledger.mean_written_tokens,
             copy_block_s=status.copy_block_s,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import simpy
 
 from diptych.core.control import EvictionName
-from diptych.core.cost_model import CostModel, StepWork
+from diptych.core.cost_model import CostModel, StepWork, count_pairs
 from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.ids import RequestId
 from diptych.core.messages import (
@@ -366,6 +366,7 @@ class SimulatedWorker:
             num_running=len(self.answers),
             num_waiting=len(self._waiting),
             queued_prefill_tokens=sum(prompt.num_left for prompt in self.prompts),
+            queued_prefill_pairs=sum(count_pairs(prompt.num_left, prompt.num_read) for prompt in self.prompts),
             prefill_tokens_per_s=chunk / costs.prefill_s(chunk, 0, chunk),
             decode_step_s=self._step_s,
             memory_bytes=0,

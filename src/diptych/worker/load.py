@@ -20,6 +20,8 @@ class Load(NamedTuple):
     num_running: int
     num_waiting: int
     queued_prefill_tokens: int
+    queued_prefill_pairs: int
+    """Of one of those tokens and one that it attends to."""
 
 
 def work_of(parts: Sequence[StepPart]) -> tuple[StepWork, StepWork]:

@@ -11,6 +11,7 @@ from itertools import accumulate
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
+from diptych.core.cost_model import count_pairs
 from diptych.core.errors import BlockTableError, EngineError, PeerUnreachableError
 from diptych.core.ids import WorkerId
 from diptych.core.messages import (
@@ -68,7 +69,8 @@ class PrefillRole:
     def load(self) -> Load:
         """Return what is running and queued."""
         num_tokens = sum(prompt.num_remaining_tokens for prompt in self._queue)
-        return Load(len(self._batch), len(self._queue) - len(self._batch), num_tokens)
+        num_pairs = sum(count_pairs(one.num_remaining_tokens, one.num_computed_tokens) for one in self._queue)
+        return Load(len(self._batch), len(self._queue) - len(self._batch), num_tokens, num_pairs)
 
     def has_grant(self, epoch: int, decode: PeerAddress) -> bool:
         """Tell whether this grant is here and has not been answered."""

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
+from diptych.core.cost_model import count_pairs
 from diptych.core.errors import GrammarError, PeerUnreachableError
 from diptych.core.events import Lifecycle
 from diptych.core.ids import RequestId, WorkerId
@@ -86,7 +87,8 @@ class Roster:
         """Return what is running and queued. Prompts that others shall read are their load."""
         unread = self.prefilling + [sequence for sequence in self.waiting if sequence.prefill is None]
         num_tokens = sum(sequence.num_remaining_prompt_tokens for sequence in unread)
-        return Load(len(self.placed), len(self.waiting) + len(self._compiling), num_tokens)
+        num_pairs = sum(count_pairs(one.num_remaining_prompt_tokens, one.num_computed_tokens) for one in unread)
+        return Load(len(self.placed), len(self.waiting) + len(self._compiling), num_tokens, num_pairs)
 
     def find(self, request_id: RequestId) -> list[Sequence]:
         """Return the sequences of a request; none if it has ended or never came."""

@@ -264,6 +264,7 @@ class Worker:
             num_running=load.num_running,
             num_waiting=load.num_waiting,
             queued_prefill_tokens=load.queued_prefill_tokens,
+            queued_prefill_pairs=load.queued_prefill_pairs,
             prefill_tokens_per_s=self._speed.prefill_tokens_per_s,
             decode_step_s=self._speed.decode_step_s,
             memory_bytes=private_memory_bytes(),

@@ -32,6 +32,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_running: Count
     num_waiting: Count
     queued_prefill_tokens: Count
+    queued_prefill_pairs: Count = 0
+    """Of one of those tokens and one that it attends to."""
     prefill_tokens_per_s: Amount
     """Measured; of the warm-up until the first real prompts."""
     decode_step_s: Seconds

@@ -59,7 +59,8 @@ def few_shortest(readers: Sequence[WorkerLoad]) -> Sequence[WorkerLoad]:
         key = id(load.costs)
         if key not in token_s:
             token_s[key] = load.costs.prefill_s(CHUNK_TOKENS, 0, CHUNK_TOKENS) / CHUNK_TOKENS
-        return load.num_queued_tokens * token_s[key] * load.cost_scale, load.worker_id
+        tokens_s = load.num_queued_tokens * token_s[key] + load.num_queued_pairs * load.costs.pair_s
+        return tokens_s * load.cost_scale, load.worker_id
 
     return nsmallest(MOST_READERS, readers, key=queue) if len(readers) > MOST_READERS else readers
 
