@@ -75,6 +75,33 @@ def test_slices_end_anywhere(most_bytes: int) -> None:
     assert heard.finished.num_cached_tokens == 320
 
 
+@pytest.mark.parametrize("num_pieces", [0, 1, 3])
+def test_a_slice_ends_when_it_is_told_to_and_gets_somewhere(num_pieces: int) -> None:
+    cluster = start()
+    heard = ask(cluster)
+    lend(cluster)
+    answers = iter([True] * max(num_pieces - 1, 0))
+    decode = cluster.workers["decode-1"].decode
+    assert not decode.copy(10 * BLOCK_BYTES, lambda: next(answers, False))
+    copy = decode.copies.get(heard_epoch(cluster))
+    assert copy is not None
+    assert copy.num_bytes == max(num_pieces, 1) * BLOCK_BYTES, "a piece is no longer than a block"
+    finish(cluster)
+    assert heard.finished.num_cached_tokens == 320
+
+
+def test_a_slice_that_has_to_end_begins_no_other_copy() -> None:
+    cluster = start(num_blocks=80)
+    both = [ask(cluster, number, 1, 2) for number in (1, 2)]
+    lend(cluster)
+    lend(cluster)
+    copies = cluster.workers["decode-1"].decode.copies
+    assert len(copies.advance(100 * BLOCK_BYTES, lambda: False)) == 0
+    assert sum(copy.num_bytes for copy in copies._by_epoch.values()) == BLOCK_BYTES
+    finish(cluster)
+    assert [heard.finished.num_cached_tokens for heard in both] == [320, 320]
+
+
 def test_only_what_is_missing_is_asked_for() -> None:
     cluster = start()
     cluster.submit([*HOT[:96], 1, 2, 3], to="decode-1")

@@ -11,6 +11,10 @@ class Clock(Protocol):
         """Return seconds on a clock that never goes back; comparable between processes of one machine."""
         ...
 
+    def computed_s(self) -> float:
+        """Return for how many seconds this thread has been computing: time on a core, waiting for one not counted."""
+        ...
+
     def sleep(self, duration_s: float) -> None:
         """Return when `duration_s` seconds have passed on this clock."""
         ...
@@ -22,6 +26,10 @@ class SystemClock:
     def now_s(self) -> float:
         """Return seconds since the machine started."""
         return time.monotonic()
+
+    def computed_s(self) -> float:
+        """Return this thread's time on cores."""
+        return time.thread_time()
 
     def sleep(self, duration_s: float) -> None:
         """Block the calling thread."""
@@ -36,6 +44,10 @@ class VirtualClock:
 
     def now_s(self) -> float:
         """Return the virtual time."""
+        return self._now_s
+
+    def computed_s(self) -> float:
+        """Return the virtual time: whoever lets it pass is at work."""
         return self._now_s
 
     def sleep(self, duration_s: float) -> None:

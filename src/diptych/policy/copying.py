@@ -12,6 +12,8 @@ IDLE_SLICE_S = 2e-3
 """At a time while no step is running: messages wait no longer."""
 CAUTION = 0.8
 """Of what a slice may take, by the mean speed: some are slower."""
+PIECE_BYTES = 2**17
+"""Between two looks whether a slice has to end: some ten microseconds."""
 
 
 def slice_bytes(limit_s: float, byte_s: float) -> int:

@@ -13,6 +13,10 @@ class SimulatedClock:
         """Return the virtual time."""
         return float(self._environment.now)
 
+    def computed_s(self) -> float:
+        """Return the virtual time, though code takes none of it."""
+        return self.now_s()
+
     def sleep(self, duration_s: float) -> None:
         """Raise AssertionError: nobody may stop a whole simulation; its processes wait for events."""
         raise AssertionError(f"simulated code wants to block for {duration_s} s")

@@ -13,6 +13,7 @@ Invariants: a copied block is taken only if the header's record of its source, w
 before its first byte was copied and after its last; whoever writes a block anew voids its record first.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from itertools import takewhile
@@ -23,6 +24,7 @@ from diptych.core.errors import PeerUnreachableError
 from diptych.core.ids import BlockHash, BlockId, RequestId, WorkerId
 from diptych.core.messages import Borrow, Lent, Message, PeerAddress, Returned
 from diptych.kv.header import BlockCommit
+from diptych.policy.copying import PIECE_BYTES
 from diptych.wire.mailbox import Outbox
 from diptych.worker.memory import WorkerMemory
 from diptych.worker.sequence import Sequence
@@ -69,15 +71,15 @@ class Copies:
         self._by_epoch: dict[int, Copy] = {}
         self._gone: dict[WorkerId, int] = {}
         self.byte_s = 0.0
-        """How long it takes to copy a byte, by a running mean."""
+        """How long a core takes to copy a byte, by a running mean."""
 
     def measure(self, scratch: Several[BlockId]) -> None:
         """Find out how long a copy takes, with two blocks or more that hold nothing."""
         durations_s: list[float] = []
         for source, target in zip(scratch[::2], scratch[1::2], strict=False):  # none twice: it would be in the cache
-            begin_s = self._clock.now_s()
+            begin_s = self._clock.computed_s()
             self._memory.copy_block(source, target)
-            durations_s.append(self._clock.now_s() - begin_s)
+            durations_s.append(self._clock.computed_s() - begin_s)
         self.byte_s = median(durations_s) / self._memory.layout.block_bytes
 
     @property
@@ -129,37 +131,46 @@ class Copies:
         copy.give_up_s += COPY_TIMEOUT_S - ANSWER_TIMEOUT_S
         return [] if copy.records else [self._end(copy)]
 
-    def advance(self, most_bytes: int) -> list[Sequence]:
-        """Copy so many bytes at most, in the order of asking; return the sequences that go on."""
+    def advance(self, most_bytes: int, may_go_on: Callable[[], bool] = lambda: True) -> list[Sequence]:
+        """Copy so many bytes at most, in the order of asking; return the sequences that go on.
+
+        Ends sooner, but not before something has been copied, when `may_go_on` says no: it is asked between pieces.
+        """
         if not self._by_epoch:
             return []
         now_s = self._clock.now_s()
         ended = [self._end(copy) for copy in list(self._by_epoch.values()) if copy.give_up_s <= now_s]
-        num_left = most_bytes
+        num_left, begin_s = most_bytes, self._clock.computed_s()
         for copy in list(self._by_epoch.values()):
-            if copy.records is None or num_left <= 0:
+            if copy.records is None:
                 continue
-            num_left -= self._copy_slice(copy, copy.records, num_left)
+            if num_left <= 0 or (num_left < most_bytes and not may_go_on()):
+                break
+            num_left -= self._copy_slice(copy, copy.records, num_left, may_go_on)
             if copy.is_broken or copy.num_bytes == len(copy.records) * self._memory.layout.block_bytes:
                 ended.append(self._end(copy))
-        self._note_speed(most_bytes - num_left, self._clock.now_s() - now_s)
+        self._note_speed(most_bytes - num_left, self._clock.computed_s() - begin_s)
         return ended
 
-    def _copy_slice(self, copy: Copy, records: Several[BlockCommit], most_bytes: int) -> int:
+    def _copy_slice(
+        self, copy: Copy, records: Several[BlockCommit], most_bytes: int, may_go_on: Callable[[], bool]
+    ) -> int:
         """Copy as much as may be, and take the blocks that are whole now; return how many bytes that was."""
         size = self._memory.layout.block_bytes
         begin = position = copy.num_bytes
         end = min(begin + most_bytes, len(records) * size)
         while position < end:
             index, offset = divmod(position, size)
-            num_bytes = min(size - offset, end - position)
+            num_bytes = min(size - offset, end - position, PIECE_BYTES)
             target = copy.sequence.block_table[copy.first_index + index]
             self._memory.copy_part(records[index].block_id, target, offset, num_bytes)
             position += num_bytes
-        copy.num_bytes = end
-        whole = slice(begin // size, end // size)
+            if not may_go_on():
+                break
+        copy.num_bytes = position
+        whole = slice(begin // size, position // size)
         self._take(copy, records[whole], copy.sequence.block_table[copy.first_index :][whole])
-        return end - begin
+        return position - begin
 
     def _take(self, copy: Copy, records: Several[BlockCommit], targets: Several[BlockId]) -> None:
         """Take whole blocks over whose sources still are what they were."""

@@ -6,6 +6,7 @@ is recomputed: its prompt by prefill, its answer token by token as before, so it
 """
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from itertools import accumulate
 
@@ -188,10 +189,10 @@ class DecodeRole:
 
     # Copies
 
-    def copy(self, most_bytes: int) -> bool:
-        """Copy so many bytes at most; tell whether a sequence has got all that is copied for it."""
+    def copy(self, most_bytes: int, may_go_on: Callable[[], bool] = lambda: True) -> bool:
+        """Copy so many bytes at most, while it may go on; tell whether a sequence has got all that is copied for it."""
         self.loans.end_overdue()
-        copied = self.copies.advance(most_bytes)
+        copied = self.copies.advance(most_bytes, may_go_on)
         self._go_on(copied)
         return bool(copied)
 

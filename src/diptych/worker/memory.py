@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from diptych.core.errors import DamagedBlockError
 from diptych.core.ids import BlockId, RequestId, WorkerId
 from diptych.engine.base import Logits, Row, StepEngine
@@ -51,6 +53,8 @@ class WorkerMemory:
         self.num_damaged_blocks = 0
         """How often a block was found that does not hold what it should."""
         self._blocks = blocks
+        self._bytes = np.frombuffer(blocks, np.uint8)
+        """The same: NumPy copies without the GIL, which a step needs to end."""
         self._checksums = BlockChecksums(header, blocks, layout) if has_checksums else None
         self._extents_of: dict[WorkerId, set[int]] = {}
 
@@ -173,8 +177,8 @@ class WorkerMemory:
         for (source_begin, run_bytes), (target_begin, _) in pairs:
             first, last = max(offset, 0), min(offset + num_bytes, run_bytes)
             if first < last:
-                part = self._blocks[source_begin + first : source_begin + last]
-                self._blocks[target_begin + first : target_begin + last] = part
+                part = self._bytes[source_begin + first : source_begin + last]
+                self._bytes[target_begin + first : target_begin + last] = part
             offset -= run_bytes
 
     def parts(self, block_id: BlockId) -> list[memoryview]:

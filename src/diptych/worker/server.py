@@ -153,7 +153,7 @@ class Worker:
             self._decode,
         )
         self._step_work = (StepWork(), StepWork())
-        self._copy_pace = CopyPace()
+        self._copy_pace = CopyPace(clock, lambda: self._steps.has_ended)
         self._must_turn = False
         """Whether there is more to do at once, though nobody writes and no step ends."""
         self._is_stopping = False
@@ -223,7 +223,7 @@ class Worker:
             return
         copies, is_in_step = self._decode.copies, self._steps.is_running
         limit_s = self._copy_pace.take_s(is_in_step=is_in_step) if copies.has_work else 0.0
-        has_got_all = self._decode.copy(slice_bytes(limit_s, copies.byte_s))
+        has_got_all = self._decode.copy(slice_bytes(limit_s, copies.byte_s), self._copy_pace.may_go_on)
         self._must_turn = not is_in_step and (has_got_all or copies.has_work)
 
     def _report(self) -> None:

@@ -46,6 +46,11 @@ class StepThread:
         self.is_running = True
         self._orders.put(parts)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the running step is over: `try_take` has something to return."""
+        return self._done.is_set()
+
     def try_take(self) -> tuple[Logits | EngineError, float] | None:
         """Return outcome and duration in seconds of the step that has ended since; None if there is none.
 
