@@ -27,6 +27,8 @@ PROGRAMS = (
     "prefix_index",
     "resume",
     "multi_turn_cache",
+    "copy_cost",
+    "disk_cost",
 )
 TIMEOUT_S = 3_600.0
 """Of one benchmark."""

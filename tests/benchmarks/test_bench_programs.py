@@ -24,6 +24,8 @@ PROGRAMS = {
     "resume": "--num-tokens 80 --disturb-after 20 --setups 1P+2D",
     "multi_turn_cache": "--num-chats 2 --num-turns 3 --first-words 120 --answer-tokens 40",
     "interference": "--phase-s 1 --num-answers 2 --prompt-tokens 100",
+    "copy_cost": "--num-answers 2 --context 40 --num-steps 20 --prefix-blocks 8",
+    "disk_cost": "--phase-s 1 --num-answers 2 --prompt-tokens 640 --prompts-per-s 5 --num-prompts 40 --kv-mb 0.15",
 }
 
 
