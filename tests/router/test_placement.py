@@ -3,8 +3,8 @@
 import asyncio
 from typing import TYPE_CHECKING
 
-from diptych.core.ids import WorkerId
-from diptych.core.messages import CopyOrder
+from diptych.core.ids import RequestId, WorkerId
+from diptych.core.messages import CopyOrder, Loading, Tokens
 from diptych.policy.pairing import WorkerLoad
 from diptych.router.placement import Placer
 from diptych.router.prefix_index import PrefixIndex
@@ -64,6 +64,30 @@ def test_a_prompt_in_the_queue_weighs_by_what_its_tokens_attend_to(cluster: "Clu
         assert load_of(cluster, "prefill-0").num_queued_pairs == 0
         answer.cancel()
         await asyncio.wait([answer])
+
+    cluster.run(scenario())
+
+
+def test_what_is_loaded_from_below_waits_for_no_reader(cluster: "Cluster") -> None:
+    def loading(num_tokens: int, attempt: int = 0) -> Tokens:
+        found = Loading(request_id=RequestId("r0"), attempt=attempt, num_found_tokens=num_tokens)
+        return Tokens(worker_id=WorkerId("decode-0"), incarnation=1, loading=[found])
+
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request(num_prompt_tokens=40))
+        assert prefill_queue_tokens(cluster) == 40
+        cluster.router.on_message(loading(32, attempt=7))
+        assert prefill_queue_tokens(cluster) == 40, "an echo"
+        cluster.router.on_message(loading(32))
+        load = load_of(cluster, "prefill-0")
+        assert (load.num_queued_tokens, load.num_queued_pairs) == (8, 8 * 32 + 8 * 9 / 2)
+        cluster.router.on_message(loading(40))
+        assert prefill_queue_tokens(cluster) == 1, "the last token is always computed"
+        cluster.tokens("prefill-0", ("r0", 0))
+        cluster.router.on_message(loading(32))
+        assert prefill_queue_tokens(cluster) == 0, "it has been read"
+        cluster.finished("decode-0", "r0", 1)
+        await answer
 
     cluster.run(scenario())
 

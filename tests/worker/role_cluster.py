@@ -30,6 +30,7 @@ from diptych.core.messages import (
     FailureKind,
     Finished,
     FormerAttempt,
+    Loading,
     Message,
     PeerAddress,
     PeerGone,
@@ -147,6 +148,7 @@ class Heard:
     request: Request
     choices: list[HeardChoice]
     started: list[Started] = field(default_factory=list)
+    loading: list[Loading] = field(default_factory=list)
     attempt: int = 0
 
     @property
@@ -630,6 +632,8 @@ class RoleCluster:
         assert isinstance(message, Tokens)
         if self.has_strangers:
             message = self._without_strangers(message)
+        for loading in message.loading:
+            self.heard[loading.request_id].loading.append(loading)
         for started in message.started:
             self.heard[started.request_id].started.append(started)
         for event in message.tokens:
@@ -650,7 +654,7 @@ class RoleCluster:
                     choice.end = other_end
 
     def _without_strangers(self, message: Tokens) -> Tokens:
-        names = ("started", "tokens", "finished", "failed", "aborted")
+        names = ("loading", "started", "tokens", "finished", "failed", "aborted")
         ours = {name: [one for one in getattr(message, name) if one.request_id in self.heard] for name in names}
         ours["failed"] = [failed for failed in ours["failed"] if failed.attempt == 0]  # the only one that we make
         return msgspec.structs.replace(message, **ours)

@@ -38,6 +38,7 @@ def test_what_was_evicted_comes_up_again_and_only_the_rest_is_computed() -> None
     heard = cluster.submit([*STORY[:100], 1, 2, 3], 6)
     until_loading(cluster, heard)
     assert not cluster.step("prefill-0"), "a prompt is granted only when it is known what must be read"
+    assert [loading.num_found_tokens for loading in heard.loading] == [96], "the router need not wait to hear of it"
     finish(cluster)
     assert (heard.finished.num_cached_tokens, heard.finished.num_loaded_tokens) == (96, 96)
     assert heard.started[0].num_loaded_tokens == 96
@@ -54,6 +55,7 @@ def test_a_part_in_memory_and_the_next_below() -> None:
     finish(cluster)
     use = cluster.workers["decode-0"].decode.roster.cache_use
     assert heard.finished.num_loaded_tokens > 0
+    assert [loading.num_found_tokens for loading in heard.loading] == [192], "in memory and below"
     assert heard.finished.num_cached_tokens == 192
     assert use.num_memory_tokens + use.num_loaded_tokens == 192
     assert use.num_asked_tokens == 600
@@ -139,6 +141,7 @@ def test_what_is_sooner_computed_is_not_loaded() -> None:
     heard = cluster.submit([*STORY[:100], 1, 2, 3], 6)
     finish(cluster)
     assert heard.finished.num_loaded_tokens == 0
+    assert heard.loading == []
     assert worker.tiering.promotions.num_declined == 1
 
 

@@ -109,6 +109,10 @@ class Follower:
 
     def on_tokens(self, message: Tokens) -> None:
         """Pass on a step's tokens, then its ends."""
+        for loading in message.loading:
+            flight = self._in_flight.get(loading.request_id)
+            if flight is not None and loading.attempt == flight.attempt and flight.placement is not None:
+                flight.placement.on_found(loading.request_id, loading.num_found_tokens)
         for started in message.started:
             flight = self._in_flight.get(started.request_id)
             if flight is not None and started.attempt == flight.attempt:

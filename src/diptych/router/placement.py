@@ -65,6 +65,13 @@ class Placement:
         num_cached_tokens = self.num_prompt_tokens - self.num_uncached_tokens
         reader.ledger.assign_prompt(request_id, self.num_uncached_tokens, num_cached_tokens)
 
+    def on_found(self, request_id: RequestId, num_tokens: int) -> None:
+        """Count only what is behind so many tokens of a prompt as to be read; no change if it has been read."""
+        ledger = (self.prefill or self.decode).ledger
+        if request_id in ledger.prefill_tokens:
+            num_left = max(self.num_prompt_tokens - num_tokens, 1)
+            ledger.assign_prompt(request_id, num_left, self.num_prompt_tokens - num_left)
+
     def on_prefilled(self, request_id: RequestId) -> None:
         """Count the prompt as read."""
         self.decode.ledger.unread.release(request_id)

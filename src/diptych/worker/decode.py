@@ -95,6 +95,8 @@ class DecodeRole:
                 self.roster.leave(sequence)
                 self.report.add_finished(sequence, reason, self._clock.now_s())
         self.roster.admit()
+        for sequence, num_found_tokens in self.roster.take_loads():
+            self.report.add_loading(sequence, num_found_tokens)
 
     # Messages
 

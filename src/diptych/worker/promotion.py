@@ -70,22 +70,25 @@ class Promotions:
         """Return when `take_ended` is due at the latest."""
         return min((one.give_up_s for one in self._running if not one.has_given_up), default=math.inf)
 
-    def try_begin(self, sequence: Sequence) -> bool:
-        """Have the tier fill the first uncomputed blocks of `sequence`; False if there is nothing to wait for."""
+    def try_begin(self, sequence: Sequence) -> int | None:
+        """Have the tier fill the first uncomputed blocks of `sequence`; return of how many tokens.
+
+        None if there is nothing to wait for.
+        """
         loadable = self._blocks.loadable(sequence)
         num_hit = self._tier.num_leading_blocks([block_hash for block_hash, _ in loadable])
         if not num_hit:
-            return False
+            return None
         num_tokens = num_hit * self._blocks.block_size
         compute_s = self._costs.prefill_s(num_tokens, sequence.num_computed_tokens, self._chunk_tokens)
         compute_s *= self._speed.cost_scale
         if not is_worth_loading(self._tier.predict_load_s(num_hit), compute_s):
             self.num_declined += 1
-            return False
+            return None
         targets = [Target(block_hash, self._memory.parts(block_id)) for block_hash, block_id in loadable[:num_hit]]
         give_up_s = self._clock.now_s() + load_patience_s(compute_s)
         self._running.append(_Promotion(self._tier.load(targets), sequence, give_up_s))
-        return True
+        return num_tokens
 
     def take_ended(self) -> list[Promoted]:
         """Return the sequences that need not wait any more, in the order in which they began to."""

@@ -4,7 +4,17 @@ from dataclasses import dataclass, field
 
 from diptych.core.events import FinishReason, Lifecycle
 from diptych.core.ids import WorkerId
-from diptych.core.messages import Aborted, CacheChange, Failed, FailureKind, Finished, Started, TokenEvent, Tokens
+from diptych.core.messages import (
+    Aborted,
+    CacheChange,
+    Failed,
+    FailureKind,
+    Finished,
+    Loading,
+    Started,
+    TokenEvent,
+    Tokens,
+)
 from diptych.core.request import SampledToken, TokenLogprobs
 from diptych.worker.sequence import Sequence
 
@@ -13,11 +23,18 @@ from diptych.worker.sequence import Sequence
 class Report:
     """Events since the last message."""
 
+    loading: list[Loading] = field(default_factory=list)
     started: list[Started] = field(default_factory=list)
     tokens: list[TokenEvent] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
     aborted: list[Aborted] = field(default_factory=list)
+
+    def add_loading(self, sequence: Sequence, num_found_tokens: int) -> None:
+        """Tell that so many of a prompt's tokens need not be read."""
+        self.loading.append(
+            Loading(request_id=sequence.request_id, attempt=sequence.attempt, num_found_tokens=num_found_tokens)
+        )
 
     def add_started(self, sequence: Sequence, prompt_logprobs: list[TokenLogprobs] | None) -> None:
         """Tell that a prompt has been read."""
@@ -82,11 +99,13 @@ class Report:
 
     def take(self, worker_id: WorkerId, incarnation: int, cache_change: CacheChange | None) -> Tokens | None:
         """Return the message and start anew; None if there is nothing to tell."""
-        if not (self.started or self.tokens or self.finished or self.failed or self.aborted or cache_change):
+        told = (self.loading, self.started, self.tokens, self.finished, self.failed, self.aborted)
+        if not (any(told) or cache_change):
             return None
         message = Tokens(
             worker_id=worker_id,
             incarnation=incarnation,
+            loading=self.loading,
             started=self.started,
             tokens=self.tokens,
             finished=self.finished,
@@ -94,5 +113,6 @@ class Report:
             aborted=self.aborted,
             cache_change=cache_change,
         )
-        self.started, self.tokens, self.finished, self.failed, self.aborted = [], [], [], [], []
+        self.loading, self.started, self.tokens = [], [], []
+        self.finished, self.failed, self.aborted = [], [], []
         return message

@@ -63,6 +63,7 @@ class Roster:
         self._by_id: dict[RequestId, list[Sequence]] = {}
         self._compiling: dict[Sequence, Future[GrammarGuide]] = {}
         self._gone: dict[WorkerId, int] = {}
+        self._loads: list[tuple[Sequence, int]] = []
         self.waiting: deque[Sequence] = deque()
         """Without blocks, in order of arrival."""
         self.placed: list[Sequence] = []
@@ -233,10 +234,17 @@ class Roster:
         self.cache_use.num_memory_tokens += min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
 
     def _load_or_start(self, sequence: Sequence) -> None:
-        if self._promotions is not None and self._promotions.try_begin(sequence):
-            sequence.state = SequenceState.LOADING
-        else:
+        num_tokens = None if self._promotions is None else self._promotions.try_begin(sequence)
+        if num_tokens is None:
             self._start(sequence)
+        else:
+            sequence.state = SequenceState.LOADING
+            self._loads.append((sequence, sequence.num_computed_tokens + num_tokens))
+
+    def take_loads(self) -> list[tuple[Sequence, int]]:
+        """Return whom the tier below has begun to load for since the last call, and what is found of each then."""
+        loads, self._loads = self._loads, []
+        return loads
 
     def _take_promoted(self) -> None:
         """Go on with those of which all that can be loaded has been."""

@@ -26,6 +26,15 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     """Of the prompt's tokens from the second on; None unless asked for."""
 
 
+class Loading(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a prompt is being loaded from the tier below its owner's blocks, so nobody has to read that."""
+
+    request_id: Annotated[RequestId, NAME]
+    attempt: Count
+    num_found_tokens: Count
+    """Of the prompt's first tokens, how many are in memory or being loaded."""
+
+
 class TokenEvent(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """One token of one answer."""
 
@@ -91,6 +100,7 @@ class Tokens(Message, frozen=True, kw_only=True):
 
     worker_id: Annotated[WorkerId, NAME]
     incarnation: Count
+    loading: list[Loading] = msgspec.field(default_factory=list)
     started: list[Started] = msgspec.field(default_factory=list)
     tokens: list[TokenEvent] = msgspec.field(default_factory=list)
     finished: list[Finished] = msgspec.field(default_factory=list)
