@@ -62,7 +62,7 @@ DRAWN = "bursts"
 class SwingOptions(CommonOptions):
     """What overloads the cluster."""
 
-    seeds: int = setting(3, "How many, from --seed on; each workload is run with all of them.")
+    num_seeds: int = setting(3, "From --seed on; each workload is run with all of them.")
     processes: int = setting(2, "Simulations at a time.")
     workers: int = setting(8, "Prefill workers, and as many decode workers.")
     rate_per_s: float = setting(16.0, "Requests a second.")
@@ -195,7 +195,7 @@ def draw(swings: Sequence[Swing], path: Path) -> None:
 def measure(options: SwingOptions, progress: ProgressBar) -> Outcome:
     """Overload a cluster with each workload, policy and seed."""
     names: tuple[AdmissionName, ...] = get_args(AdmissionName)
-    seeds = range(options.seed, options.seed + options.seeds)
+    seeds = range(options.seed, options.seed + options.num_seeds)
     runs: list[tuple[str, int, AdmissionName]] = [(DRAWN, options.seed, "none")]
     runs += [(workload, seed, name) for workload in WORKLOADS for seed in seeds for name in names if name != "none"]
     progress.expect(len(runs))
@@ -236,7 +236,7 @@ def measure(options: SwingOptions, progress: ProgressBar) -> Outcome:
 def _findings(options: SwingOptions, swings: Mapping[tuple[str, int, AdmissionName], Swing]) -> list[Finding]:
     """Return by how much prediction calms, workload by workload, over all seeds."""
     findings: list[Finding] = []
-    seeds = range(options.seed, options.seed + options.seeds)
+    seeds = range(options.seed, options.seed + options.num_seeds)
     for workload in WORKLOADS:
         pairs = [(swings[workload, seed, "early"], swings[workload, seed, "predictive"]) for seed in seeds]
         for what, ratios in (

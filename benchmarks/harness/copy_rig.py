@@ -114,7 +114,8 @@ class CopyRig:
             modeled_costs=modeled_costs(options.modeled_time_scale),
             clock=SystemClock(),
         )
-        self.costs = find_costs(config, model, self.engine.name, {WorkerId("borrower"): [core]}).models["borrower"]
+        name = WorkerId("borrower")
+        costs = find_costs(config, model, self.engine.name, {name: [core]}).models[name]
         layout, batch = self.engine.layout, options.num_answers
         num_each = layout.num_blocks_for(options.context + 1)
         num_own = batch * num_each
@@ -131,7 +132,7 @@ class CopyRig:
         self.engine.bind(segment.view(begin, num_blocks * layout.block_bytes), num_blocks)
         ids = [BlockId(number) for number in range(num_blocks)]
         prefill_speed = self.engine.warm_up(WarmUp(64, (batch,), False), ids[: max(num_own, 10)])
-        self.speed = Speed(prefill_speed, self.costs, 64)
+        self.speed = Speed(prefill_speed, costs, 64)
         tables = [ids[index * num_each : (index + 1) * num_each] for index in range(batch)]
         header.reserve(ids[:num_own], 1)
         self.parts = [

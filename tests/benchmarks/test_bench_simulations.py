@@ -1,12 +1,14 @@
 """The simulated benchmarks on small instances: what they are to show, they show."""
 
 import pytest
+from rich.progress import Progress
 
 import admission_swing
 import eviction
 import routing_replay
 from diptych.sim.prompts import offered_by_trace
 from harness.conversation_trace import conversation_rows
+from harness.program import ProgressBar
 
 
 @pytest.mark.slow
@@ -15,6 +17,20 @@ def test_early_rejection_swings_and_prediction_calms() -> None:
     swings = {name: admission_swing.simulate(options, name) for name in ("early", "predictive")}
     assert swings["early"].deviation > swings["predictive"].deviation
     assert min(swing.num_refused for swing in swings.values()) > 0
+
+
+@pytest.mark.slow
+def test_every_workload_is_shown_with_every_seed() -> None:
+    options = admission_swing.SwingOptions(
+        workers=1, rate_per_s=2.0, duration_s=60.0, settle_s=20.0, num_seeds=2, processes=1
+    )
+    outcome = admission_swing.measure(options, ProgressBar(Progress(disable=True), "swing"))
+    assert len(outcome.findings) == 2 * len(admission_swing.WORKLOADS)
+    assert {finding.measured.num_samples for finding in outcome.findings} == {2}
+    for workload in admission_swing.WORKLOADS:
+        assert {(run["seed"], run["admission"]) for run in outcome.samples[workload]} >= {
+            (seed, name) for seed in (0, 1) for name in ("early", "predictive")
+        }
 
 
 @pytest.mark.parametrize("percent", [2, 5, 20, 60, 100])

@@ -45,7 +45,9 @@ def test_a_queue_of_one_prompt_takes_as_long_as_the_prompt(num_full: int, num_re
     expected = MODEL.prefill_s(num_tokens, num_past, 64)
     # The last chunk, where it is not full, reads its past for fewer tokens than the mean.
     slack = MODEL.past_token_s * (num_past + num_tokens) if num_rest else 0.0
-    assert MODEL.queue_s(num_tokens, count_pairs(num_tokens, num_past), 64) == pytest.approx(expected, abs=slack)
+    assert MODEL.queue_s(num_tokens, count_pairs(num_tokens, num_past), 64) == pytest.approx(
+        expected, rel=1e-9, abs=slack
+    )
 
 
 def test_prompts_in_a_queue_do_not_attend_to_each_other() -> None:

@@ -65,7 +65,7 @@ def test_the_new_router_asks_what_is_cached_and_routes_by_it(start_command: Star
     with server.stream(make_prompt(40, 8), max_tokens=4000) as running:
         running.read(2)
         server.complete(prefix)
-    assert server.records()[-1]["decode_worker"] == "decode-1", "the first owner was writing"
+        assert server.records()[-1]["decode_worker"] == "decode-1", "the first owner was writing"
     server.wait_until_idle()
 
     os.kill(frontend_pid(command), signal.SIGKILL)

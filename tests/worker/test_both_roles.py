@@ -94,8 +94,9 @@ def test_its_load_is_that_of_both_roles() -> None:
     role = cluster.workers["prefill-0"].role
     assert isinstance(role, BothRoles)
     assert role.load().queued_prefill_tokens == 100
+    assert role.load().queued_prefill_pairs == 40 * 41 / 2 + 60 * 61 / 2, "no token attends to the other prompt"
     cluster.run()
-    assert role.load() == (0, 0, 0)
+    assert role.load() == (0, 0, 0, 0)
 
 
 def test_a_tight_pace_keeps_prompts_out_of_the_steps_of_answers_until_they_are_urgent() -> None:
