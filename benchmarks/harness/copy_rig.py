@@ -18,7 +18,7 @@ from diptych.core.messages import Borrow, CopyOrder, Lent, Message, PeerAddress,
 from diptych.core.request import Request, SamplingParams
 from diptych.engine.base import Row, StepEngine, WarmUp
 from diptych.engine.loading import load_engine
-from diptych.hardware.specs import modeled_costs
+from diptych.hardware.known_costs import modeled_costs
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.kv.prefix_cache import PrefixCache
