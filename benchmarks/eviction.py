@@ -15,7 +15,7 @@ from diptych.core.control import EvictionName
 from diptych.core.ids import BlockHash, BlockId
 from diptych.kv.prefix_cache import PrefixCache
 from diptych.policy.eviction import make_order
-from diptych.sim.prompts import NumberedBlocks, OfferedRequest, offered_by_trace, prompt_tokens
+from diptych.sim.prompts import NumberedBlocks, NumberedPrompt, OfferedRequest, offered_by_trace
 from diptych.workload.trace import BLOCK_TOKENS
 from harness.conversation_trace import conversation_rows
 from harness.options import CommonOptions, setting
@@ -37,7 +37,7 @@ class EvictionOptions(CommonOptions):
 def prompts_of(offered: Sequence[OfferedRequest]) -> list[list[BlockHash]]:
     """Return the names of each prompt's full blocks."""
     hasher = NumberedBlocks()
-    return [hasher.hash_blocks(prompt_tokens(request, BLOCK_TOKENS)) for request in offered]
+    return [hasher.hash_blocks(NumberedPrompt(request, BLOCK_TOKENS)) for request in offered]
 
 
 def count_hits(prompts: Sequence[Sequence[BlockHash]], eviction: EvictionName, num_blocks: int) -> int:

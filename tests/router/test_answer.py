@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from diptych.core.errors import UnavailableError
 from diptych.core.events import FinishReason
 from diptych.core.ids import RequestId
-from diptych.core.messages import TokenEvent
+from diptych.core.messages import TokenEvent, TokenRun
 from diptych.core.service import AnswerPart, EndOut, StartOut, TokensOut
 from diptych.router.answer import Answer
 
@@ -18,6 +18,10 @@ END = EndOut(FinishReason.STOP)
 
 def token(index: int, token_id: int, choice: int = 0) -> TokenEvent:
     return TokenEvent(RequestId("r"), 0, index, token_id, choice)
+
+
+def run_of(index: int, num_tokens: int) -> TokenRun:
+    return TokenRun(RequestId("r"), 0, index, [100 + index + further for further in range(num_tokens)])
 
 
 def end(answer: Answer, num_tokens: int, choice: int = 0) -> None:
@@ -179,3 +183,32 @@ def test_a_choice_that_nobody_asked_for_is_passed_over() -> None:
     assert not answer.put_token(token(0, 5, choice=-1))
     end(answer, 1, choice=7)
     assert not answer.is_settled
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6)), max_size=12))
+def test_runs_bring_each_token_once_and_in_order(runs: list[tuple[int, int]]) -> None:
+    async def scenario() -> None:
+        answer, expected = Answer(max_tokens=10), 0
+        for index, num_tokens in runs:
+            # One that begins beyond the next token is of no use, and no choice has more than ten.
+            num_new = max(min(index + num_tokens, 10) - expected, 0) if index <= expected else 0
+            assert answer.put_run(run_of(index, num_tokens)) == num_new
+            expected += num_new
+        assert answer.num_in_order == expected
+        end(answer, expected)
+        assert await read_all(answer) == ([100 + index for index in range(expected)], [END])
+
+    asyncio.run(scenario())
+
+
+def test_runs_and_single_tokens_make_one_answer() -> None:
+    async def scenario() -> None:
+        answer = Answer(max_tokens=10)
+        answer.put_token(token(0, 100))
+        assert answer.put_run(run_of(0, 3)) == 2
+        answer.put_token(token(3, 103))
+        end(answer, 4)
+        assert answer.put_run(run_of(4, 1)) == 0, "it has ended"
+        assert await read_all(answer) == ([100, 101, 102, 103], [END])
+
+    asyncio.run(scenario())

@@ -15,8 +15,8 @@ from diptych.core.errors import (
     UnavailableError,
 )
 from diptych.core.events import FinishReason
-from diptych.core.ids import WorkerId
-from diptych.core.messages import Abort, FailureKind, PeerGone, Started, Tokens, WorkerState
+from diptych.core.ids import RequestId, WorkerId
+from diptych.core.messages import Abort, FailureKind, PeerGone, Started, TokenRun, Tokens, WorkerState
 from diptych.core.request import TokenLogprobs
 from diptych.core.service import EndOut, StartOut, TokensOut
 
@@ -405,3 +405,28 @@ def test_another_salt_finds_nothing(cluster: "Cluster") -> None:
 
     cluster.run(scenario())
     assert [submit[0] for submit in cluster.submits()] == ["decode-1", "decode-0"]
+
+
+@pytest.mark.parametrize("parts", [[(index, index + 1) for index in range(9)], [(0, 9)], [(0, 2), (1, 6), (6, 9)]])
+def test_tokens_told_at_once_count_like_tokens_told_one_by_one(
+    make_cluster: "Callable[..., Cluster]", parts: list[tuple[int, int]]
+) -> None:
+    """A prompt of 10 tokens in blocks of 4: the answer's third and seventh token want a block more."""
+    cluster = make_cluster()
+    cluster.heartbeat("decode-0")
+
+    def num_used() -> int:
+        return sum(load.num_used_blocks for load in cluster.router._registry.worker_loads(4))
+
+    async def scenario() -> None:
+        answer = await cluster.start(cluster.request(max_tokens=9))
+        before = num_used()
+        for begin, end in parts:
+            run = TokenRun(RequestId("r0"), 0, begin, list(range(100 + begin, 100 + end)))
+            cluster.router.on_message(Tokens(worker_id=WorkerId("decode-0"), incarnation=1, runs=[run]))
+        assert num_used() == before + 2
+        cluster.finished("decode-0", "r0", 9)
+        await answer
+
+    cluster.run(scenario())
+    assert [(one.outcome, one.num_output_tokens) for one in cluster.router.recent_requests()] == [("stop", 9)]

@@ -177,9 +177,9 @@ def test_a_snapshot_is_never_older_than_what_is_known(bench: Bench) -> None:
     assert seen() == (26, 3, True)
     life.ledger.release(RequestId("a"))
     assert seen() == (20, 1, True)
-    life.is_draining = True
+    bench.registry.set_draining(life, is_draining=True)
     assert seen() == (20, 1, False)
-    life.is_draining = False
+    bench.registry.set_draining(life, is_draining=False)
     assert seen() == (20, 1, True)
     bench.clock.sleep(11.0)
     assert seen() == (20, 1, False), "it is silent"

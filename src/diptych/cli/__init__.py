@@ -16,6 +16,7 @@ from diptych.cli.calibrate import calibrate_command
 from diptych.cli.key import key_app
 from diptych.cli.model import model_app
 from diptych.cli.serve import serve_command
+from diptych.cli.simulate import simulate_command
 from diptych.cli.status import status_command
 from diptych.cli.workers import drain_command, restart_command
 from diptych.core.errors import DiptychError
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve_command)
 app.command("calibrate")(calibrate_command)
+app.command("simulate")(simulate_command)
 app.command("status")(status_command)
 app.command("drain")(drain_command)
 app.command("restart")(restart_command)

@@ -248,6 +248,8 @@ class PrefixCache:
 
         They are net: what came and went (or went and came back) in between is in neither list.
         """
+        if not (self._stored or self._removed):
+            return [], []
         stored, removed = list(self._stored), list(self._removed)
         self._stored.clear()
         self._removed.clear()

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from diptych.core.errors import RequestError
 from diptych.core.events import FinishReason
-from diptych.core.messages import TokenEvent
+from diptych.core.messages import TokenEvent, TokenRun
 from diptych.core.request import TokenLogprobs
 from diptych.core.service import AnswerPart, EndOut, StartOut, TokensOut
 
@@ -29,7 +29,7 @@ class Choice:
         self.end: EndOut | None = None
         """Set once all tokens before it are here; nothing changes the choice any more."""
         self._max_tokens = self._limit = max_tokens
-        self._readable: list[TokenEvent] = []
+        self._readable: list[TokenEvent | TokenRun] = []
         self._out_of_order: dict[int, TokenEvent] = {}
         self._held_end: EndOut | None = None
         self._is_end_read = False
@@ -57,6 +57,20 @@ class Choice:
                 self._append(self._out_of_order.pop(self.num_in_order))
         self._end_if_complete()
         return True
+
+    def put_run(self, run: TokenRun) -> int:
+        """Take the tokens of a run that are not here yet; return how many those are, 0 if they cannot be used.
+
+        A run that begins beyond the next token is of no use: who sends runs sends all of a choice's tokens, in order.
+        """
+        num_known = self.num_in_order - run.index
+        token_ids = run.token_ids[num_known : self._limit - run.index] if num_known >= 0 else []
+        if self.end is not None or self._out_of_order or not token_ids:
+            return 0
+        self._readable.append(TokenRun(run.request_id, run.attempt, self.num_in_order, token_ids, run.choice))
+        self.token_ids += token_ids
+        self._end_if_complete()
+        return len(token_ids)
 
     def _append(self, token: TokenEvent) -> None:
         self._readable.append(token)
@@ -89,9 +103,17 @@ class Choice:
     def read(self) -> AnswerPart:
         """Return what is new."""
         if self._readable:
-            tokens, self._readable = self._readable, []
-            logprobs = [token.logprobs for token in tokens if token.logprobs is not None]
-            return TokensOut([token.token_id for token in tokens], self.number, logprobs or None)
+            news, self._readable = self._readable, []
+            token_ids: list[int] = []
+            logprobs: list[TokenLogprobs] = []
+            for token in news:
+                if isinstance(token, TokenRun):
+                    token_ids += token.token_ids
+                    continue
+                token_ids.append(token.token_id)
+                if token.logprobs is not None:
+                    logprobs.append(token.logprobs)
+            return TokensOut(token_ids, self.number, logprobs or None)
         assert self.end is not None and not self._is_end_read
         self._is_end_read = True
         return self.end
@@ -119,6 +141,11 @@ class Answer:
     def is_settled(self) -> bool:
         """Whether the stream's end is decided; nothing changes it any more."""
         return self._error is not None or all(choice.end is not None for choice in self._choices)
+
+    @property
+    def error(self) -> RequestError | None:
+        """What the stream ends with, if not with an answer."""
+        return self._error
 
     @property
     def num_cached_tokens(self) -> int:
@@ -158,6 +185,14 @@ class Answer:
         is_new = self._choices[token.choice].put_token(token)
         self._wake.set()
         return is_new
+
+    def put_run(self, run: TokenRun) -> int:
+        """Take tokens of a choice that follow each other; return how many of them are new (see `Choice.put_run`)."""
+        if self._error is not None or not self.has_choice(run.choice):
+            return 0
+        num_new = self._choices[run.choice].put_run(run)
+        self._wake.set()
+        return num_new
 
     def put_end(self, number: int, reason: FinishReason, num_output_tokens: int) -> None:
         """Take the end of a choice; the stream gets it once its `num_output_tokens` tokens have come."""

@@ -39,7 +39,7 @@ class Drains:
             raise NotFoundError(f"there is no worker {worker_id}; `diptych status` lists them")
         if life.is_over or life.is_draining:
             raise UnavailableError(f"{worker_id} is {'down' if life.is_over else 'being drained'} already")
-        life.is_draining = True
+        self._registry.set_draining(life, is_draining=True)
         self._drains.append(_Drain(life, self._clock.now_s() + timeout_s, will_return))
         self.sweep()
         return life.address

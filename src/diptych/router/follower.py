@@ -28,6 +28,7 @@ from diptych.core.messages import (
     FailureKind,
     Finished,
     TokenEvent,
+    TokenRun,
     Tokens,
 )
 from diptych.core.request import Request
@@ -36,7 +37,7 @@ from diptych.router.answer import Answer
 from diptych.router.history import History
 from diptych.router.in_flight import InFlight, Phase
 from diptych.router.mover import Mover
-from diptych.router.placement import Placement, Placer
+from diptych.router.placement import Placer
 from diptych.router.ports import LetterBox
 from diptych.router.registry import WorkerLife
 from diptych.router.settings import RouterSettings
@@ -119,6 +120,8 @@ class Follower:
                 flight.answer.put_start(started.num_cached_tokens, started.prompt_logprobs, started.num_loaded_tokens)
         for event in message.tokens:
             self._on_token(event)
+        for run in message.runs:
+            self._on_run(run)
         for finished in message.finished:
             flight = self._find(message, finished.request_id, finished.attempt)
             if flight is not None:
@@ -148,18 +151,29 @@ class Follower:
         flight = self._in_flight.get(event.request_id)
         if flight is None or event.attempt != flight.attempt or not flight.answer.put_token(event):
             return
+        self._on_news(flight, event.index, 1)
+
+    def _on_run(self, run: TokenRun) -> None:
+        flight = self._in_flight.get(run.request_id)
+        if flight is None or run.attempt != flight.attempt:
+            return
+        num_new = flight.answer.put_run(run)
+        if num_new:
+            self._on_news(flight, run.index + len(run.token_ids) - num_new, num_new)
+
+    def _on_news(self, flight: InFlight, index: int, num_tokens: int) -> None:
+        """Go on after tokens that are new, of which the first has this index."""
         if flight.first_token_s is None:
             flight.first_token_s = self._clock.now_s()
         if flight.placement is not None:
-            self._count_token(flight, flight.placement, event)
+            # The first token of an attempt, be it the answer's first or not, says that the prompt has been read.
+            flight.placement.on_tokens(flight.request_id)
+            position = len(flight.request.prompt_token_ids) + index
+            num_full = (position + num_tokens - 1) // self._block_size - (position - 1) // self._block_size
+            if num_full:
+                flight.placement.on_blocks_full(flight.request_id, num_full, self._block_size)
         if flight.answer.is_settled:
             self._on_progress(flight)
-
-    def _count_token(self, flight: InFlight, placement: Placement, event: TokenEvent) -> None:
-        # The first token of an attempt, be it the answer's first or not, says that the prompt has been read.
-        placement.on_token(event.request_id)
-        if (len(flight.request.prompt_token_ids) + event.index) % self._block_size == 0:
-            placement.on_block_full(event.request_id, self._block_size)
 
     def _on_finished(self, flight: InFlight, finished: Finished) -> None:
         flight.close_choice(finished)

@@ -6,46 +6,57 @@ idle. So the router counts for itself and uses the heartbeat only for what other
 Invariant: every counter is the sum over the entries; releasing twice, or what was never assigned, changes nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from diptych.core.cost_model import count_pairs
 from diptych.core.ids import RequestId
 from diptych.core.messages import WorkerStatus
 
+OnChange = Callable[[], None]
+
+
+def _tell_nobody() -> None:
+    pass
+
 
 class Counter:
     """A sum over requests, and what the worker's heartbeat says beyond it."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: OnChange = _tell_nobody) -> None:
+        """`on_change`: called whenever its total may be another one."""
+        self._on_change = on_change
         self._amounts: dict[RequestId, int] = {}
         self._own = 0
         self._foreign = 0
-        self.num_changes = 0
-        """How often it was changed: whoever has seen that many has seen its total."""
 
     def assign(self, request_id: RequestId, amount: int) -> None:
         """Count `amount` for the request, instead of what was counted before."""
         self.release(request_id)
         self._amounts[request_id] = amount
         self._own += amount
-        self.num_changes += 1
+        self._on_change()
 
     def grow(self, request_id: RequestId, amount: int) -> None:
         """Count `amount` more for a request that is counted here."""
         if request_id in self._amounts:
             self._amounts[request_id] += amount
             self._own += amount
-            self.num_changes += 1
+            self._on_change()
 
     def release(self, request_id: RequestId) -> None:
         """Stop counting the request."""
-        self._own -= self._amounts.pop(request_id, 0)
-        self.num_changes += 1
+        amount = self._amounts.pop(request_id, None)
+        if amount is not None:
+            self._own -= amount
+            self._on_change()
 
     def on_report(self, reported: int) -> None:
         """Take what the worker has beyond our own for the work of others, until its next report."""
-        self._foreign = max(reported - self._own, 0)
-        self.num_changes += 1
+        foreign = max(reported - self._own, 0)
+        if foreign != self._foreign:
+            self._foreign = foreign
+            self._on_change()
 
     def __contains__(self, request_id: RequestId) -> bool:
         return request_id in self._amounts
@@ -77,17 +88,15 @@ class Ledger:
     are not reported as such."""
     unread: Counter
     """Of `sequences`, those whose prompts have not been read."""
-    written: Counter
-    """Tokens of those answers so far; what other frontends have there is not known."""
     prefill_tokens: Counter
     """Uncached prompt tokens that this worker has to compute, whoever owns their blocks."""
     prefill_pairs: Counter
     """Of one of those tokens and one that it attends to: what long prompts cost besides their tokens."""
 
     @classmethod
-    def empty(cls) -> "Ledger":
-        """Return the ledger of a worker that has just come up."""
-        return cls(Counter(), Counter(), Counter(), Counter(), Counter(), Counter(), Counter())
+    def empty(cls, on_change: OnChange = _tell_nobody) -> "Ledger":
+        """Return the ledger of a worker that has just come up; `on_change` is called with each change of a counter."""
+        return cls(*(Counter(on_change) for _ in range(6)))
 
     def on_status(self, status: WorkerStatus) -> None:
         """Compare with what the worker says of itself."""
@@ -102,7 +111,6 @@ class Ledger:
         self.blocks.release(request_id)
         self.context_tokens.release(request_id)
         self.unread.release(request_id)
-        self.written.release(request_id)
         self.release_prompt(request_id)
 
     def assign_prompt(self, request_id: RequestId, num_tokens: int, num_past: int) -> None:
@@ -114,22 +122,6 @@ class Ledger:
         """Count a prompt as read here no longer."""
         self.prefill_tokens.release(request_id)
         self.prefill_pairs.release(request_id)
-
-    @property
-    def num_changes(self) -> int:
-        """How often any of its counters was changed, `written` left out: that grows with every token."""
-        return (
-            self.sequences.num_changes
-            + self.blocks.num_changes
-            + self.context_tokens.num_changes
-            + self.unread.num_changes
-            + self.prefill_tokens.num_changes
-        )
-
-    @property
-    def mean_written_tokens(self) -> float | None:
-        """How long the answers are that are being written, on average so far; None if there are none."""
-        return self.written.total / len(self.written) if len(self.written) else None
 
     @property
     def num_requests(self) -> int:

@@ -44,18 +44,15 @@ class Placement:
         self.decode.ledger.context_tokens.assign(request_id, num_choices * self.num_prompt_tokens)
         self._assign_prompt(request_id, self.prefill or self.decode)
 
-    def on_token(self, request_id: RequestId) -> None:
-        """Count a token of the answer; the first one says that the prompt has been read."""
-        written = self.decode.ledger.written
-        if request_id not in written:
-            written.assign(request_id, 0)
+    def on_tokens(self, request_id: RequestId) -> None:
+        """Take note of tokens of the answer: they say that the prompt has been read."""
+        if request_id in self.decode.ledger.unread:
             self.on_prefilled(request_id)
-        written.grow(request_id, 1)
 
-    def on_block_full(self, request_id: RequestId, block_size: int) -> None:
-        """Count one block more: the answer has outgrown the last one."""
-        self.decode.ledger.blocks.grow(request_id, 1)
-        self.decode.ledger.context_tokens.grow(request_id, block_size)
+    def on_blocks_full(self, request_id: RequestId, num_blocks: int, block_size: int) -> None:
+        """Count so many blocks more: the answer has outgrown the last one."""
+        self.decode.ledger.blocks.grow(request_id, num_blocks)
+        self.decode.ledger.context_tokens.grow(request_id, num_blocks * block_size)
 
     def on_prefill_gone(self, request_id: RequestId) -> None:
         """Count the prompt as the decode worker's own: it reads it itself after its prefill worker's death."""

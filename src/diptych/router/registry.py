@@ -7,8 +7,10 @@ Invariants: at most one life (incarnation) of a worker is known at a time, the n
 back; a worker that is not ready, is silent or is over never accepts.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -36,9 +38,7 @@ class WorkerLife:
     ledger: Ledger
     is_over: bool = False
     is_draining: bool = False
-    """Whether an operator has asked to give it nothing new."""
-    snapshot: tuple[tuple[int, int, bool], WorkerLoad] | None = None
-    """What routing last saw of it, and of which state of it that was. Most workers change little between requests."""
+    """Whether an operator has asked to give it nothing new (`WorkerRegistry.set_draining`)."""
 
     @property
     def worker_id(self) -> WorkerId:
@@ -62,6 +62,12 @@ class WorkerRegistry:
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._started_s = clock.now_s()
         self._lives: dict[WorkerId, WorkerLife] = {}
+        # Most workers change little between requests: what routing saw of them last is kept, and who has changed.
+        self._loads: dict[WorkerId, WorkerLoad] = {}
+        self._stale: dict[WorkerId, None] = {}
+        """A set that keeps its order: the same messages give the same snapshots, and in the same order."""
+        self._next_silence_s = math.inf
+        """No worker that was heard when it was looked at last falls silent before."""
         self._last_over: dict[WorkerId, int] = {}
         """The newest incarnation of a worker that is known to be over."""
         self._not_yet_up: set[WorkerId] = set(expected_workers)
@@ -84,13 +90,17 @@ class WorkerRegistry:
         ended = None
         if life is None or address.incarnation > life.address.incarnation:
             ended = self._end(life)
-            life = WorkerLife(address, heartbeat.role, heartbeat.status, self._clock.now_s(), Ledger.empty())
+            ledger = Ledger.empty(partial(self._stale.__setitem__, worker_id, None))
+            life = WorkerLife(address, heartbeat.role, heartbeat.status, self._clock.now_s(), ledger)
             self._lives[worker_id] = life
             self._outlooks.pop(worker_id, None)
+            self._stale[worker_id] = None
+        if heartbeat.status != life.status or heartbeat.role is not life.role or not self.is_accepting(life):
+            self._stale[worker_id] = None
         life.role = heartbeat.role
         life.status = heartbeat.status
-        life.snapshot = None
         life.last_heartbeat_s = self._clock.now_s()
+        self._next_silence_s = min(self._next_silence_s, life.last_heartbeat_s + self._heartbeat_timeout_s)
         life.ledger.on_status(heartbeat.status)
         if heartbeat.status.state is not WorkerState.STARTING:
             self._not_yet_up.discard(worker_id)
@@ -118,7 +128,13 @@ class WorkerRegistry:
         if life is None or life.is_over:
             return None
         life.is_over = True
+        self._stale[life.worker_id] = None
         return life
+
+    def set_draining(self, life: WorkerLife, *, is_draining: bool) -> None:
+        """Give a worker nothing new from now on, or take it back into service."""
+        life.is_draining = is_draining
+        self._stale[life.worker_id] = None
 
     def life(self, worker_id: WorkerId) -> WorkerLife:
         """Return the newest life of a worker that has been heard of."""
@@ -157,15 +173,16 @@ class WorkerRegistry:
         return not self._not_yet_up
 
     def worker_loads(self, block_size: int) -> list[WorkerLoad]:
-        """Return a snapshot of all workers."""
+        """Return a snapshot of all workers; `block_size` is the same each time."""
         now_s = self._clock.now_s()
-        return [self._snapshot(life, block_size, now_s) for life in self._lives.values()]
-
-    def _snapshot(self, life: WorkerLife, block_size: int, now_s: float) -> WorkerLoad:
-        state = (block_size, life.ledger.num_changes, self._is_accepting(life, now_s))
-        if life.snapshot is None or life.snapshot[0] != state:
-            life.snapshot = state, self._worker_load(life, block_size)
-        return life.snapshot[1]
+        if now_s > self._next_silence_s:
+            self._stale.update(dict.fromkeys(self._lives))
+            silences_s = (life.last_heartbeat_s + self._heartbeat_timeout_s for life in self._lives.values())
+            self._next_silence_s = min((one for one in silences_s if one >= now_s), default=math.inf)
+        for worker_id in self._stale:
+            self._loads[worker_id] = self._worker_load(self._lives[worker_id], block_size)
+        self._stale.clear()
+        return list(self._loads.values())
 
     def _worker_load(self, life: WorkerLife, block_size: int) -> WorkerLoad:
         ledger, status = life.ledger, life.status
@@ -185,7 +202,7 @@ class WorkerRegistry:
             num_queued_tokens=ledger.prefill_tokens.total,
             num_queued_pairs=ledger.prefill_pairs.total,
             prefill_share=status.prefill_share,
-            mean_written_tokens=ledger.mean_written_tokens,
+            mean_written_tokens=status.mean_written_tokens,
             copy_block_s=status.copy_block_s,
         )
 

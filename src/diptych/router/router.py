@@ -141,6 +141,10 @@ class Router:
             raise OverloadedError(admission.reason, retry_after_s=admission.retry_after_s)
         return self._follower.start(request, self._hash_prompt(request))
 
+    def abandon(self, flight: InFlight) -> None:
+        """End what `accept` has returned, wherever it is: its client has left. No effect if it has its outcome."""
+        self._follower.leave(flight)
+
     def _hash_prompt(self, request: Request) -> list[BlockHash]:
         """Name the prompt's blocks as far as a worker may have them in its cache."""
         if request.sampling.num_prompt_logprobs is not None:
@@ -233,7 +237,8 @@ class Router:
                 self._on_worker_gone(self._registry.on_heartbeat(message))
                 self._cache_feed.on_heartbeat(message)
                 self._follower.settle_homeless()
-                self._was_ready |= self._registry.can_decode and self._registry.has_everyone_come_up
+                if not self._was_ready:
+                    self._was_ready = self._registry.can_decode and self._registry.has_everyone_come_up
             case WorkerExited():
                 self._cache_feed.on_worker_gone(message.worker_id, message.incarnation)
                 life = self._registry.on_exited(

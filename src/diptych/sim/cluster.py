@@ -1,250 +1,254 @@
 """A simulated cluster: the live router in front of simulated workers, from the first request to the last answer."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
-import simpy
-
-from diptych.core.errors import InvalidRequestError, OverloadedError, UnavailableError
-from diptych.core.ids import RequestId, WorkerId
-from diptych.core.messages import PeerAddress, Role, Tokens, ToRouter
+from diptych.core.errors import InvalidRequestError, OverloadedError, RequestError, UnavailableError
+from diptych.core.ids import RequestId
+from diptych.core.messages import Finished, Tokens, ToRouter, WorkerExited
 from diptych.core.request import Request, SamplingParams
 from diptych.router.in_flight import InFlight
 from diptych.router.router import Router
-from diptych.router.settings import RouterSettings
-from diptych.sim.clock import SimulatedClock
+from diptych.sim.clock import VirtualTime
+from diptych.sim.crew import Crew
+from diptych.sim.events import Event, EventKind, Observe
 from diptych.sim.network import Network
-from diptych.sim.prompts import NumberedBlocks, OfferedRequest, prompt_tokens
-from diptych.sim.worker import ROUTER_ENDPOINT, SimulatedWorker, WorkerPlan
+from diptych.sim.outcome import LoadSample, RequestOutcome
+from diptych.sim.plan import ClusterPlan, WorkerGroup
+from diptych.sim.prompts import FollowUp, NumberedBlocks, NumberedPrompt, OfferedRequest
+from diptych.sim.surroundings import BEGIN_S, ROUTER_ENDPOINT
+from diptych.sim.worker import SimulatedWorker
 
-BEGIN_S = 1.0
-"""When requests begin to come: by then the router has heard of every worker."""
+__all__ = ["ClusterPlan", "LoadSample", "RequestOutcome", "SimulatedCluster", "WorkerGroup"]
+
 SWEEP_INTERVAL_S = 1.0
-PATIENCE_S = 1e6
-"""Until a request's deadline: nobody gives up."""
+GRACE_S = 1e6
+"""From a client's patience to a request's deadline: the client is the first to give up."""
+SETTLE_S = 1.0
+"""After the last answer, for letters that are on their way, before it is checked that nothing is left."""
 
-
-class WorkerGroup(NamedTuple):
-    """Workers that are alike."""
-
-    role: Role
-    num_workers: int
-    plan: WorkerPlan
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterPlan:
-    """What is simulated."""
-
-    groups: tuple[WorkerGroup, ...]
-    """Of one role each."""
-    block_size: int
-    max_model_len: int
-    max_tokens: int = 4096
-    """Of every request: how long its answer will really be, the router does not know."""
-    router: RouterSettings
-    latency_s: float = 1e-4
-    """Of each message."""
-
-    @property
-    def workers(self) -> dict[WorkerId, WorkerGroup]:
-        """All workers, and what each is like."""
-        return {WorkerId(f"{group.role}-{index}"): group for group in self.groups for index in range(group.num_workers)}
-
-
-@dataclass(slots=True)
-class RequestOutcome:
-    """What became of a request. Times are from the simulation's first second on, as in `OfferedRequest`."""
-
-    offered: OfferedRequest
-    end: Literal["finished", "refused", "failed"]
-    reason: str = ""
-    """Why it was refused or failed."""
-    first_token_s: float | None = None
-    finished_s: float | None = None
-    num_cached_tokens: int = 0
-    """Found in the owner's cache, or copied there."""
-    has_copied: bool = False
-    """Whether the router had the owner copy a prefix from another cache."""
-    owner: str = ""
-    reader: str = ""
-
-    @property
-    def ttft_s(self) -> float:
-        """From arrival to first token, of one that has finished."""
-        assert self.first_token_s is not None
-        return self.first_token_s - self.offered.arrival_s
-
-    @property
-    def tpot_s(self) -> float:
-        """Mean time of a token after the first, of one that has finished; 0 of one token alone."""
-        assert self.first_token_s is not None and self.finished_s is not None
-        return (self.finished_s - self.first_token_s) / max(self.offered.num_output_tokens - 1, 1)
-
-
-class LoadSample(NamedTuple):
-    """A worker at a moment."""
-
-    at_s: float
-    worker_id: WorkerId
-    num_answers: int
-    num_context_tokens: int
-    """Of those answers."""
-    num_queued_prompts: int
-    num_queued_tokens: int
-    """Of prompts that are to be read there."""
-
-
-@dataclass
-class _Open:
-    """Requests that have not ended."""
-
-    flights: dict[RequestId, tuple[int, InFlight]] = field(default_factory=dict)
-    num_to_come: int = 0
+Sink = Callable[[RequestOutcome], None]
+"""Takes outcomes, each when its request ends."""
 
 
 class SimulatedCluster:
-    """One run. Make it, optionally `watch`, then `serve` once."""
+    """One run. Make it, optionally `watch` and `observe`, then `serve` once."""
 
     def __init__(self, plan: ClusterPlan) -> None:
         self._plan = plan
-        self._environment = simpy.Environment()
-        self._clock = SimulatedClock(self._environment)
-        self._network = Network(self._environment, plan.latency_s)
-        self._open = _Open()
-        self._outcomes: dict[int, RequestOutcome] = {}
+        self.time = VirtualTime()
+        self._network = Network(self.time, plan.latency_s)
+        self._flights: dict[RequestId, tuple[InFlight, RequestOutcome]] = {}
+        self._offered: Iterator[OfferedRequest] = iter(())
+        self._num_offered = 0
+        self._has_all = False
+        self._num_thinking = 0
+        """Conversations whose next request is to come."""
+        self._on_offered: Sink = _forget
+        self._sink: Sink = _forget
         self._answer_tokens: dict[RequestId, int] = {}
-        self._is_over = self._environment.event()
+        self._is_over = self.time.environment.event()
+        self._sampling = SamplingParams(max_tokens=plan.max_tokens)
         hasher = NumberedBlocks(plan.block_size)
-        self.workers = [self._worker(worker_id, group, hasher) for worker_id, group in plan.workers.items()]
+        self._crew = Crew(plan, self.time, self._network, hasher, self._answer_tokens)
         self._router = Router(
             model="simulated",
             max_model_len=plan.max_model_len,
             hasher=hasher,
             inbox=_NoInbox(),
             outbox=self._network,
-            clock=self._clock,
+            clock=self.time,
             settings=plan.router,
-            expected_workers={worker.address.worker_id: worker.role for worker in self.workers},
-            costs={worker.address.worker_id: worker.plan.costs for worker in self.workers},
+            expected_workers={worker_id: worker.role for worker_id, worker in self._crew.workers.items()},
+            costs={worker_id: worker.plan.costs for worker_id, worker in self._crew.workers.items()},
         )
         self._network.connect(ROUTER_ENDPOINT, self._on_router_message)
 
-    def _worker(self, worker_id: WorkerId, group: WorkerGroup, hasher: NumberedBlocks) -> SimulatedWorker:
-        address = PeerAddress(worker_id, f"sim://{worker_id}", 1)
-        worker = SimulatedWorker(
-            environment=self._environment,
-            network=self._network,
-            address=address,
-            role=group.role,
-            plan=group.plan,
-            hasher=hasher,
-            answer_tokens=self._answer_tokens,
-        )
-        self._network.connect(address.endpoint, worker.on_message)
-        return worker
+    @property
+    def workers(self) -> list[SimulatedWorker]:
+        """The newest life of each worker; some may be dead."""
+        return list(self._crew.workers.values())
+
+    @property
+    def sent_bytes(self) -> float:
+        """KV that has been put on links between machines."""
+        return 0.0 if self._crew.links is None else self._crew.links.sent_bytes
+
+    def observe(self, observe: Observe) -> None:
+        """Tell somebody everything that happens while the cluster serves."""
+        self._crew.observers.append(observe)
 
     def watch(self, interval_s: float) -> list[LoadSample]:
         """Return a list that gets a sample of every worker each `interval_s` while the cluster serves."""
         samples: list[LoadSample] = []
-        self._environment.process(self._sample_forever(interval_s, samples))
+        self.sample_every(interval_s, samples.extend)
         return samples
 
-    def serve(self, offered: Iterable[OfferedRequest]) -> list[RequestOutcome]:
+    def sample_every(self, interval_s: float, take: Callable[[list[LoadSample]], object]) -> None:
+        """Have somebody given a sample of every worker each `interval_s` while the cluster serves."""
+
+        def look() -> None:
+            take(list(self._crew.samples()))
+
+        def begin() -> None:
+            look()
+            self.time.call_every(interval_s, look)
+
+        self.time.call_in(BEGIN_S, begin)
+
+    def serve(self, offered: Iterable[OfferedRequest], sink: Sink | None = None) -> list[RequestOutcome]:
         """Serve requests, which are in the order of arrival, to the last one's end; return what became of each.
 
-        Raises: AssertionError if a request is lost, or a worker ends up with blocks that nobody uses.
+        With `sink`, that one gets each outcome when it is known, in the order of ends, and nothing is returned: then
+        `offered` may be a stream of any length. Raises: AssertionError if a worker ends up with blocks that nobody
+        uses.
         """
-        requests = list(offered)
-        self._open.num_to_come = len(requests)
-        if requests:
-            for worker in self.workers:
-                worker.start()
-            self._environment.process(self._arrive(requests))
-            self._environment.process(self._sweep_forever())
-            self._environment.run(until=self._is_over)
-        if sorted(self._outcomes) != list(range(len(requests))):
-            raise AssertionError("a request has no outcome")
+        outcomes: list[RequestOutcome] = []
+        self._offered = iter(offered)
+        self._on_offered, self._sink = (_forget, sink) if sink is not None else (outcomes.append, _forget)
+        self._crew.start(self._on_exited)
+        self.time.call_every(SWEEP_INTERVAL_S, self._sweep)
+        self._await_next()
+        gc.freeze()  # all of these stay: to look at them again and again takes a tenth of the time
+        try:
+            self.time.environment.run(until=self._is_over)
+            self.time.environment.run(until=self.time.now_s() + SETTLE_S)
+        finally:
+            gc.unfreeze()
         for worker in self.workers:
             worker.check_invariants()
-        return [self._outcomes[number] for number in range(len(requests))]
+        return outcomes
 
-    def _arrive(self, requests: Sequence[OfferedRequest]) -> "simpy.events.ProcessGenerator":
-        for number, offered in enumerate(requests):
-            yield self._environment.timeout(max(BEGIN_S + offered.arrival_s - self._clock.now_s(), 0.0))
-            self._open.num_to_come -= 1
-            self._offer(number, offered)
-        self._end_if_done()
+    # Requests
 
-    def _offer(self, number: int, offered: OfferedRequest) -> None:
-        now_s = self._clock.now_s()
+    def _await_next(self) -> None:
+        offered = next(self._offered, None)
+        if offered is None or offered.arrival_s >= self._plan.until_s:
+            self._has_all = True
+            self._end_if_done()
+            return
+        due_s = BEGIN_S + offered.arrival_s + self._plan.accept_s
+        self.time.call_in(max(due_s - self.time.now_s(), 0.0), lambda: self._on_arrival(offered))
+
+    def _on_arrival(self, offered: OfferedRequest) -> None:
+        self._take(offered)
+        self._await_next()
+
+    def _take(self, offered: OfferedRequest) -> None:
+        request_id = RequestId(f"r{self._num_offered}")
+        self._num_offered += 1
+        outcome = RequestOutcome(offered, "failed", "it never ended")
+        self._on_offered(outcome)
+        self._offer(request_id, offered, outcome)
+
+    def _offer(self, request_id: RequestId, offered: OfferedRequest, outcome: RequestOutcome) -> None:
+        now_s, patience_s = self.time.now_s(), self._plan.patience_s
         request = Request(
-            request_id=RequestId(f"r{number}"),
-            prompt_token_ids=prompt_tokens(offered, self._plan.block_size),
-            sampling=SamplingParams(max_tokens=self._plan.max_tokens),
-            deadline_s=now_s + PATIENCE_S,
+            request_id=request_id,
+            prompt_token_ids=NumberedPrompt(offered, self._plan.block_size),  # type: ignore[arg-type]  # as good as a list
+            sampling=self._sampling,
+            deadline_s=now_s + patience_s + GRACE_S,
             arrived_s=now_s,
         )
-        self._answer_tokens[request.request_id] = min(offered.num_output_tokens, self._plan.max_tokens)
+        self._answer_tokens[request_id] = min(offered.num_output_tokens, self._plan.max_tokens)
+        self._tell("arrived", request_id)
         try:
             flight = self._router.accept(request)
-        except OverloadedError as error:
-            self._outcomes[number] = RequestOutcome(offered, "refused", str(error))
-        except (InvalidRequestError, UnavailableError) as error:
-            self._outcomes[number] = RequestOutcome(offered, "failed", str(error))
-        else:
-            self._open.flights[request.request_id] = number, flight
-            self._outcomes[number] = RequestOutcome(offered, "failed", "it never ended")
+        except (OverloadedError, InvalidRequestError, UnavailableError) as error:
+            is_refused = isinstance(error, OverloadedError)
+            outcome.end, outcome.reason = "refused" if is_refused else "failed", str(error)
+            self._conclude(request_id, outcome)
+            return
+        self._flights[request_id] = flight, outcome
+        if patience_s < ClusterPlan.patience_s:
+            self.time.call_in(patience_s, partial(self._on_impatient, request_id))
 
     def _on_router_message(self, message: ToRouter) -> None:
         self._router.on_message(message)
         if isinstance(message, Tokens):
             for finished in message.finished:
                 self._on_finished(finished.request_id)
-            self._end_if_done()
 
     def _on_finished(self, request_id: RequestId) -> None:
-        number, flight = self._open.flights[request_id]
-        if flight.outcome is None:
-            raise AssertionError(f"{request_id} has ended on its worker, and its answer is not whole")
-        del self._open.flights[request_id]
+        flight, outcome = self._flights.get(request_id, (None, None))
+        if flight is None or outcome is None or flight.outcome is None:
+            return  # an echo of an attempt before, or of one whose client has left
         assert flight.placement is not None and flight.first_token_s is not None
-        outcome = self._outcomes[number]
         outcome.end, outcome.reason = "finished", ""
         outcome.first_token_s = flight.first_token_s - BEGIN_S
-        outcome.finished_s = self._clock.now_s() - BEGIN_S
+        outcome.finished_s = self.time.now_s() - BEGIN_S
         outcome.num_cached_tokens = flight.answer.num_cached_tokens
+        outcome.num_loaded_tokens = flight.answer.num_loaded_tokens
         outcome.has_copied = flight.placement.copy is not None
         outcome.owner = flight.placement.decode.worker_id
         reader = flight.placement.prefill
         outcome.reader = outcome.owner if reader is None else reader.worker_id
+        outcome.num_migrations = flight.num_migrations
+        if isinstance(flight.last_end, Finished):
+            outcome.num_preemptions = flight.last_end.num_preemptions
+        self._conclude(request_id, outcome)
+
+    def _on_impatient(self, request_id: RequestId) -> None:
+        if request_id in self._flights:
+            flight, outcome = self._flights[request_id]
+            self._router.abandon(flight)
+            outcome.reason = f"its client has left after {self._plan.patience_s:g} s"
+            self._conclude(request_id, outcome)
+
+    def _conclude(self, request_id: RequestId, outcome: RequestOutcome) -> None:
+        self._flights.pop(request_id, None)
+        del self._answer_tokens[request_id]
+        self._tell(outcome.end, request_id, outcome.owner, outcome.reason)
+        self._sink(outcome)
+        if outcome.offered.follow_ups and outcome.end == "finished":
+            self._follow_up(*outcome.offered.follow_ups)
+        self._end_if_done()
+
+    def _follow_up(self, turn: FollowUp, *later: FollowUp) -> None:
+        """Have a conversation go on."""
+        asked = turn.asked_at(self.time.now_s() - BEGIN_S + turn.think_s, later)
+        if asked.arrival_s < self._plan.until_s:
+            self._num_thinking += 1
+            self.time.call_in(turn.think_s + self._plan.accept_s, partial(self._on_asked, asked))
+
+    def _on_asked(self, asked: OfferedRequest) -> None:
+        self._num_thinking -= 1
+        self._take(asked)
+        self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if not self._open.num_to_come and not self._open.flights and not self._is_over.triggered:
+        is_done = self._has_all and not self._flights and not self._num_thinking
+        if is_done and not self._is_over.triggered:
             self._is_over.succeed()
 
-    def _sweep_forever(self) -> "simpy.events.ProcessGenerator":
-        while True:
-            yield self._environment.timeout(SWEEP_INTERVAL_S)
-            self._router.sweep()
+    def _sweep(self) -> None:
+        self._router.sweep()
+        if self._plan.failures:
+            self._conclude_failed()
 
-    def _sample_forever(self, interval_s: float, samples: list[LoadSample]) -> "simpy.events.ProcessGenerator":
-        yield self._environment.timeout(BEGIN_S)
-        while True:
-            at_s = self._clock.now_s() - BEGIN_S
-            samples += [
-                LoadSample(
-                    at_s,
-                    worker.address.worker_id,
-                    len(worker.answers),
-                    sum(sequence.num_context_tokens for sequence in worker.answers.values()),
-                    len(worker.prompts),
-                    sum(prompt.num_left for prompt in worker.prompts),
-                )
-                for worker in self.workers
-            ]
-            yield self._environment.timeout(interval_s)
+    def _conclude_failed(self) -> None:
+        """See whom the router has given up: nobody here listens to answers."""
+        for request_id, (flight, outcome) in list(self._flights.items()):
+            if flight.outcome == "failed":
+                error: RequestError | None = flight.answer.error
+                outcome.reason = str(error)
+                self._conclude(request_id, outcome)
+
+    def _on_exited(self, exited: WorkerExited) -> None:
+        self._router.on_message(exited)
+        self._conclude_failed()
+
+    def _tell(self, kind: EventKind, request_id: str, worker_id: str = "", detail: str = "") -> None:
+        if self._crew.observers:
+            at_s = self.time.now_s() - BEGIN_S
+            event = Event(at_s=at_s, kind=kind, request=request_id, worker=worker_id, detail=detail)
+            for observe in self._crew.observers:
+                observe(event)
+
+
+def _forget(_outcome: RequestOutcome) -> None:
+    pass
 
 
 class _NoInbox:

@@ -1,13 +1,16 @@
 """The memory of a simulated worker: real prefix cache, real changes told to the router, blocks that hold nothing.
 
-A request gets blocks for its whole answer when it starts, so nothing is ever preempted: the one thing that a live owner
-does otherwise. Blocks of answers have no names, since a trace tells of prompts only; they are free at the end.
+As in a live owner a sequence has blocks for what is known of it and the next token, and asks for more as it grows.
+Blocks of answers have no names, since a trace tells of prompts only; they are free at the end.
 """
+
+from collections.abc import Collection
 
 from diptych.core.control import EvictionName
 from diptych.core.ids import BlockHash, BlockId
 from diptych.core.messages import Borrow, PeerAddress
 from diptych.kv.prefix_cache import PrefixCache
+from diptych.policy.batching import MIN_CHUNK_TOKENS
 from diptych.policy.eviction import make_order
 from diptych.sim.sequence import SimulatedSequence
 from diptych.worker.cache_log import CacheLog
@@ -16,27 +19,49 @@ from diptych.worker.cache_log import CacheLog
 class SimulatedMemory:
     """Blocks of one worker; of none, if it has none."""
 
-    def __init__(self, address: PeerAddress, num_blocks: int, block_size: int, eviction: EvictionName) -> None:
+    def __init__(
+        self, address: PeerAddress, block_ids: Collection[BlockId], block_size: int, eviction: EvictionName
+    ) -> None:
         self.block_size = block_size
-        block_ids = [BlockId(number) for number in range(num_blocks)]
-        self.cache = PrefixCache(block_ids, order=make_order(eviction, num_blocks))
+        self.cache = PrefixCache(block_ids, order=make_order(eviction, len(block_ids)))
         self.log = CacheLog(address.worker_id, address.incarnation, self.cache)
         self._lent: dict[tuple[PeerAddress, int], list[BlockId]] = {}
 
-    def try_reserve(self, sequence: SimulatedSequence) -> bool:
-        """Give a sequence blocks for prompt and answer, cached ones first; False, and nothing changed: not now."""
-        # One token at least is computed: its logits are the first token.
-        most_cached = (sequence.num_prompt_tokens - 1) // self.block_size
-        num_found = self.cache.longest_match_blocks(sequence.hashes[:most_cached])
-        hashes = sequence.hashes[:num_found]
-        num_new = -(-sequence.num_most_tokens // self.block_size) - num_found
-        if num_new > self.cache.num_available_beside(hashes):
+    def try_reserve(self, sequence: SimulatedSequence, num_spare_blocks: int) -> bool:
+        """Give a sequence blocks for all that is known of it and the next token, cached ones first.
+
+        False, and nothing changed, if that would leave fewer than `num_spare_blocks` for others to grow into.
+        """
+        hashes = sequence.hashes[: self.most_reusable(sequence)]
+        hashes = hashes[: self.cache.longest_match_blocks(hashes)]
+        num_new = sequence.num_known_tokens // self.block_size + 1 - len(hashes)
+        if num_new + num_spare_blocks > self.cache.num_available_beside(hashes):
             return False  # before anything is touched: an attempt that fails makes no block look wanted
-        shared = self.cache.match(hashes, num_found)
+        shared = self.cache.match(hashes, len(hashes))
         new = self.cache.try_allocate(num_new)
         assert new is not None
         sequence.block_table = shared + new
         sequence.num_cached_blocks = len(shared)
+        sequence.num_computed = len(shared) * self.block_size
+        return True
+
+    def most_reusable(self, sequence: SimulatedSequence) -> int:
+        """Return how many of its first blocks may come from a cache: as in a live worker, one token is computed.
+
+        And of a prompt not one alone.
+        """
+        most = min(len(sequence.hashes), (sequence.num_known_tokens - 1) // self.block_size)
+        leaves_one = 0 < sequence.num_prompt_tokens - most * self.block_size < MIN_CHUNK_TOKENS
+        return max(most - leaves_one, 0)
+
+    def try_grow(self, sequence: SimulatedSequence) -> bool:
+        """Make sure that a sequence has a block for its next token; False if there is none now."""
+        if sequence.num_computed_tokens < len(sequence.block_table) * self.block_size:
+            return True
+        new = self.cache.try_allocate(1)
+        if new is None:
+            return False
+        sequence.block_table += new
         return True
 
     def to_borrow(self, sequence: SimulatedSequence) -> list[BlockHash]:
@@ -45,8 +70,9 @@ class SimulatedMemory:
         They are those from the prompt's first on, also the ones that are here: whoever uses a block uses all before it.
         """
         copy = sequence.submit.copy
-        most = (sequence.num_prompt_tokens - 1) // self.block_size
-        hashes = [] if copy is None else sequence.hashes[: min(copy.num_blocks, most)]
+        if copy is None:
+            return []
+        hashes = sequence.hashes[: min(copy.num_blocks, self.most_reusable(sequence))]
         return hashes if len(hashes) > sequence.num_cached_blocks else []
 
     def lend(self, borrow: Borrow) -> list[BlockId]:
@@ -60,14 +86,21 @@ class SimulatedMemory:
         """End a loan."""
         self.cache.release(self._lent.pop((borrower, epoch), []))
 
-    def on_read(self, sequence: SimulatedSequence, num_blocks: int) -> None:
-        """Make the first `num_blocks` full blocks of a prompt findable."""
-        parent = None
-        for block_hash, block_id in list(zip(sequence.hashes, sequence.block_table, strict=False))[:num_blocks]:
-            self.cache.insert(block_hash, block_id, parent)
-            parent = block_id
+    def take_all_back(self, borrower: PeerAddress) -> None:
+        """End all loans to a worker that is dead."""
+        for peer, epoch in [loan for loan in self._lent if loan[0] == borrower]:
+            self.take_back(peer, epoch)
+
+    def on_filled(self, sequence: SimulatedSequence, num_tokens: int) -> None:
+        """Note that a prompt's first `num_tokens` are in its blocks, and make the full ones findable."""
+        begin, end = sequence.num_computed // self.block_size, num_tokens // self.block_size
+        table, hashes = sequence.block_table, sequence.hashes
+        for index in range(begin, min(end, len(hashes))):
+            self.cache.insert(hashes[index], table[index], table[index - 1] if index else None)
+        sequence.num_computed = num_tokens
 
     def release(self, sequence: SimulatedSequence) -> None:
         """Take all blocks of a sequence back."""
         self.cache.release(sequence.block_table)
         sequence.block_table = []
+        sequence.num_computed = sequence.num_cached_blocks = 0

@@ -1,12 +1,11 @@
 """How letters travel in a simulated cluster: all the same time, in order between each two."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import simpy
 
 from diptych.core.errors import PeerUnreachableError
 from diptych.core.messages import Message, PeerAddress
+from diptych.sim.clock import VirtualTime
 
 Receive = Callable[[Any], None]
 
@@ -14,8 +13,8 @@ Receive = Callable[[Any], None]
 class Network:
     """The outbox of everybody (`diptych.router.ports.LetterBox`)."""
 
-    def __init__(self, environment: simpy.Environment, latency_s: float) -> None:
-        self._environment = environment
+    def __init__(self, time: VirtualTime, latency_s: float) -> None:
+        self._time = time
         self._latency_s = latency_s
         self._receivers: dict[str, Receive] = {}
 
@@ -23,16 +22,32 @@ class Network:
         """Have letters to `endpoint` given to `receive`, one at a time."""
         self._receivers[endpoint] = receive
 
+    def silence(self, endpoint: str) -> None:
+        """Let letters to a dead receiver vanish, those too that are on their way: nobody is told."""
+        self._receivers[endpoint] = _drop
+
     def send(self, endpoint: str, message: Message) -> None:
         """Deliver a letter after the latency.
 
-        Raises: PeerUnreachableError if nobody has this address.
+        Raises: PeerUnreachableError if nobody has ever had this address.
         """
-        receive = self._receivers.get(endpoint)
-        if receive is None:
+        if endpoint not in self._receivers:
             raise PeerUnreachableError(f"nobody receives at {endpoint}")
-        arrival = self._environment.timeout(self._latency_s)
-        arrival.callbacks.append(lambda _event: receive(message))
+        receivers = self._receivers
+        self._time.timeout(self._latency_s).callbacks.append(lambda _event: receivers[endpoint](message))
+
+    def send_all(self, endpoint: str, messages: Sequence[Message]) -> None:
+        """Deliver letters that are sent at one moment."""
+
+        def deliver() -> None:
+            for message in messages:
+                self._receivers[endpoint](message)
+
+        self._time.call_in(self._latency_s, deliver)
 
     def forget(self, peer: PeerAddress) -> None:
-        """Do nothing: what is on its way arrives, as it does on a wire."""
+        """Do nothing: what is on its way to the dead vanishes when it arrives."""
+
+
+def _drop(_message: Any) -> None:
+    pass

@@ -1,131 +1,121 @@
-"""A simulated worker: one loop of steps, each as long as a cost model says. Prefill, decode or both, as it is asked.
+"""A simulated worker: its letters, and what it says of itself. Its parts are in owner.py, reader.py and stepper.py.
 
 It speaks as a live worker does (core/messages.py), so the router in front of it is the live one:
 
-    Submit -> reserve blocks [-> Borrow ... Lent -> copy] -> read the prompt here, or Grant ... Filled -> answer -> end
+    Submit -> reserve blocks [-> Borrow ... Lent -> copy] [-> load from the tier below]
+           -> read the prompt here, or Grant ... Filled -> answer -> end
 
-A step continues every answer by one token and takes a chunk of the prompts that wait (policy/batching.py). What it does
-not do: preempt (sequences get blocks for their whole answers), abort in the middle, die.
+Of the answers' tokens the router hears when they begin, when they fill a block and when they end: it counts no others.
 """
 
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import simpy
-
-from diptych.core.control import EvictionName
-from diptych.core.cost_model import CostModel, StepWork, count_pairs
-from diptych.core.events import FinishReason, Lifecycle
-from diptych.core.ids import RequestId
+from diptych.core.cost_model import count_pairs
+from diptych.core.ids import BlockId
 from diptych.core.messages import (
-    HEARTBEAT_INTERVAL_S,
-    Borrow,
     CacheSnapshotWanted,
-    Filled,
-    Finished,
     Grant,
     Heartbeat,
-    Lent,
     PeerAddress,
-    Returned,
+    PeerGone,
+    Revoke,
     Role,
-    Started,
-    Submit,
-    TokenEvent,
-    Tokens,
     ToWorker,
     WorkerState,
     WorkerStatus,
 )
-from diptych.core.request import SampledToken
-from diptych.policy.batching import plan_chunks, prefill_budget_tokens
-from diptych.router.ports import PromptHasher
+from diptych.sim.answers import AnswerBatch
 from diptych.sim.memory import SimulatedMemory
-from diptych.sim.network import Network
-from diptych.sim.sequence import Prompt, SimulatedSequence
+from diptych.sim.owner import BlockOwner
+from diptych.sim.plan import WorkerPlan
+from diptych.sim.reader import PromptReader
+from diptych.sim.report import WorkerReport
+from diptych.sim.rules import Rules
+from diptych.sim.run import Run
+from diptych.sim.sequence import SimulatedSequence
+from diptych.sim.stepper import Stepper
+from diptych.sim.surroundings import ROUTER_ENDPOINT, Surroundings
+from diptych.worker.load import Speed
+from diptych.worker.pace import Pace
 
-ROUTER_ENDPOINT = "sim://router"
-TOKEN_ID = 0
-"""Of all answers: nobody reads them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerPlan:
-    """What a simulated worker is like."""
-
-    costs: CostModel
-    num_blocks: int
-    """0: it writes no answers."""
-    eviction: EvictionName = "reuse-aware"
-    max_num_seqs: int = 256
-    """Most sequences with blocks at a time."""
-    chunk_tokens: int = 2048
-    """Most prompt tokens of a step."""
-    decode_chunk_tokens: int = 512
-    """The same in a step that also continues answers."""
-    copy_block_s: float = 0.0
-    """How long it takes to fetch a block from another worker's cache."""
-
-
-@dataclass(slots=True)
-class _Step:
-    """What is being computed."""
-
-    answers: list[SimulatedSequence]
-    prompts: list[tuple[Prompt, int]]
-    """With how many tokens of each."""
+__all__ = ["SimulatedWorker", "WorkerPlan"]
 
 
 class SimulatedWorker:
-    """One life of a worker. `on_message` is given its letters; `start` sets it going."""
+    """One life of a worker. `on_message` is given its letters; `start` sets it going, `die` ends it."""
 
-    def __init__(  # noqa: PLR0913  all by keyword, and each a part of its own
-        self,
-        *,
-        environment: simpy.Environment,
-        network: Network,
-        address: PeerAddress,
-        role: Role,
-        plan: WorkerPlan,
-        hasher: PromptHasher,
-        answer_tokens: Mapping[RequestId, int],
+    def __init__(
+        self, address: PeerAddress, role: Role, plan: WorkerPlan, block_ids: Sequence[BlockId], around: Surroundings
     ) -> None:
-        """`answer_tokens`: how long each answer will be, which the model would decide as it goes on."""
+        """`block_ids`: those that it owns."""
         self.address = address
         self.role = role
         self.plan = plan
-        self.memory = SimulatedMemory(address, plan.num_blocks, hasher.block_size, plan.eviction)
-        self._environment = environment
-        self._network = network
-        self._hasher = hasher
-        self._answer_tokens = answer_tokens
-        self._waiting: deque[SimulatedSequence] = deque()
-        """For blocks, in the order of arrival."""
-        self._holders: dict[int, SimulatedSequence] = {}
-        """All that have blocks, by epoch."""
-        self.answers: dict[RequestId, SimulatedSequence] = {}
-        """Being written."""
-        self.prompts: deque[Prompt] = deque()
-        """To read here, in the order of arrival."""
-        self._last_epoch = 0
-        self._num_steps = 0
-        self._step_s = 0.0
-        self._is_in_step = False
-        self._wake: simpy.Event = environment.event()
-        self._tokens: list[TokenEvent] = []
-        self._started: list[Started] = []
-        self._finished: list[Finished] = []
+        self._around = around
+        self._time = around.time
+        self.memory = SimulatedMemory(address, block_ids, around.hasher.block_size, plan.eviction)
+        self.batch = AnswerBatch(around.hasher.block_size)
+        self.report = WorkerReport(address, self.memory, around)
+        rules = Rules(self, plan, around.slo)
+        # Who predicts needs to know how far predictions are off; where they are exact nobody asks.
+        is_inexact = plan.step_extra_s > 0 or plan.batch_change_s > 0 or around.machine.has_interference
+        is_helper = role is Role.PREFILL and plan.num_blocks > 0
+        self._is_measured = is_inexact or is_helper
+        prefill_s = plan.costs.prefill_s(plan.chunk_tokens, 0, plan.chunk_tokens)
+        self.speed = Speed(plan.chunk_tokens / max(prefill_s, 1e-9), plan.costs, plan.chunk_tokens)
+        pace = Pace(rules, plan.costs, self.speed, self._time) if plan.batching == "paced" else None
+        self.steps = Stepper(
+            self,
+            time=self._time,
+            plan=plan,
+            batch=self.batch,
+            machine=around.machine,
+            pace=pace,
+            speed=self.speed if self._is_measured else None,
+            merges_prompts=around.links is None,
+            merges_steps=around.merges_steps,
+        )
+        self.reader = PromptReader(address, self.steps, self.report, around)
+        self.owner = BlockOwner(
+            address=address,
+            plan=plan,
+            memory=self.memory,
+            batch=self.batch,
+            steps=self.steps,
+            report=self.report,
+            pace=pace,
+            around=around,
+        )
 
     def start(self) -> None:
-        """Begin to step, and to say that it lives."""
-        self._environment.process(self._step_forever())
-        self._environment.process(self._beat_forever())
+        """Begin to serve, and say so."""
+        self._around.network.connect(self.address.endpoint, self.on_message)
+        self.send_heartbeat()
+
+    def die(self) -> dict[tuple[PeerAddress, int], int]:
+        """End at once; return how far it had read each prompt that others had granted it, by (owner, epoch)."""
+        self.steps.stop()
+        for sequence in list(self.batch.members.values()):
+            self.report.add_tokens(sequence)
+        self.report.send()  # what it had told before its end arrives
+        self.owner.is_dead = True
+        self._around.network.silence(self.address.endpoint)
+        return self.reader.die()
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its life is over."""
+        return self.owner.is_dead
 
     @property
     def is_idle(self) -> bool:
         """Whether it has nothing to do and holds nothing."""
-        return not (self._waiting or self._holders or self.prompts or self._is_in_step)
+        return not (self.owner.waiting or self.owner.placed or self.steps.prompts or self.steps.run)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without blocks."""
+        return len(self.owner.waiting)
 
     def check_invariants(self) -> None:
         """Raise AssertionError if the cache is not in order, or an idle worker still holds blocks."""
@@ -138,223 +128,58 @@ class SimulatedWorker:
 
     def on_message(self, message: ToWorker) -> None:
         """Take note of what others say."""
+        self.steps.sync()
         match message:
-            case Submit():
-                self._on_submit(message)
-            case Grant():
-                num_tokens = len(message.prompt_token_ids)
-                self.prompts.append(Prompt(num_tokens, message.num_cached_tokens, None, message))
-            case Filled(epoch=epoch):
-                self._on_read(self._holders[epoch])
-            case Borrow():
-                self._on_borrow(message)
-            case Lent():
-                self._environment.process(self._copy(self._holders[message.epoch], message))
-            case Returned():
-                self.memory.take_back(message.borrower, message.epoch)
             case CacheSnapshotWanted():
-                self._report()
-                for piece in self.memory.log.snapshot():
-                    self._network.send(ROUTER_ENDPOINT, piece)
+                self.report.send_snapshot()
+            case Grant() | Revoke():
+                self.reader.on_message(message)
+            case PeerGone():
+                self.reader.on_gone(PeerAddress(message.worker_id, message.endpoint or "", message.incarnation))
+                self.owner.on_message(message)
             case _:
-                raise AssertionError(f"a simulated worker does not know what to do with {type(message).__name__}")
-        self._admit()
-        self._report()
-        if not self._wake.triggered:
-            self._wake.succeed()
-
-    def _on_submit(self, message: Submit) -> None:
-        self._last_epoch += 1
-        request = message.request
-        hashes = self._hasher.hash_blocks(request.prompt_token_ids)
-        num_tokens = self._answer_tokens[request.request_id]
-        self._waiting.append(SimulatedSequence(message, num_tokens, hashes, self._last_epoch))
-
-    def _admit(self) -> None:
-        """Give blocks to those that wait, the first come first, as far as there are any."""
-        while self._waiting and len(self._holders) < self.plan.max_num_seqs:
-            sequence = self._waiting[0]
-            if not self.memory.try_reserve(sequence):
-                return
-            self._waiting.popleft()
-            sequence.timeline[Lifecycle.RESERVED] = self._now_s
-            self._holders[sequence.epoch] = sequence
-            hashes = self.memory.to_borrow(sequence)
-            if hashes and sequence.submit.copy is not None:
-                borrow = Borrow(
-                    request_id=sequence.request_id,
-                    epoch=sequence.epoch,
-                    borrower=self.address,
-                    hashes=hashes,
-                    deadline_s=sequence.submit.request.deadline_s,
-                )
-                self._network.send(sequence.submit.copy.source.endpoint, borrow)
-            else:
-                self._have_read(sequence)
-
-    def _on_borrow(self, borrow: Borrow) -> None:
-        block_ids = self.memory.lend(borrow)
-        lent = Lent(request_id=borrow.request_id, epoch=borrow.epoch, lender=self.address, block_ids=block_ids)
-        self._network.send(borrow.borrower.endpoint, lent)
-
-    def _copy(self, sequence: SimulatedSequence, lent: Lent) -> "simpy.events.ProcessGenerator":
-        """Fetch what was lent, beside whatever else this worker does, then go on with the prompt."""
-        num_copied = len(lent.block_ids) - sequence.num_cached_blocks
-        if num_copied > 0:
-            yield self._environment.timeout(num_copied * self.plan.copy_block_s)
-            sequence.num_copied_blocks = num_copied
-            sequence.num_cached_blocks += num_copied
-            self.memory.on_read(sequence, sequence.num_cached_blocks)
-        if lent.block_ids:
-            returned = Returned(request_id=lent.request_id, epoch=lent.epoch, borrower=self.address)
-            self._network.send(lent.lender.endpoint, returned)
-        self._have_read(sequence)
-        if not self._wake.triggered:
-            self._wake.succeed()
-
-    def _have_read(self, sequence: SimulatedSequence) -> None:
-        """Have what is not cached of a prompt read, by whom the router has said."""
-        num_cached = sequence.num_cached_blocks * self.memory.block_size
-        reader = sequence.submit.prefill
-        if reader is None:
-            self.prompts.append(Prompt(sequence.num_prompt_tokens, num_cached, sequence, None))
-            return
-        request = sequence.submit.request
-        sequence.timeline[Lifecycle.GRANTED] = self._now_s
-        grant = Grant(
-            request_id=request.request_id,
-            attempt=sequence.submit.attempt,
-            epoch=sequence.epoch,
-            decode=self.address,
-            prompt_token_ids=request.prompt_token_ids,
-            num_cached_tokens=num_cached,
-            block_table=list(sequence.block_table),
-            shared_epochs=[0] * sequence.num_cached_blocks,  # nothing here has checksums
-            block_hashes=list(sequence.hashes),
-            sampling=request.sampling,
-            choices=[0],
-            first_token_mask=None,
-            arrived_s=request.arrived_s,
-            deadline_s=request.deadline_s,
-        )
-        self._network.send(reader.endpoint, grant)
+                self.owner.on_message(message)
+        self.report.send()
 
     # Steps
 
-    def _step_forever(self) -> "simpy.events.ProcessGenerator":
-        while True:
-            step = self._plan_step()
-            if step is None:
-                self._wake = self._environment.event()
-                yield self._wake
-                continue
-            duration_s = self.plan.costs.work_s(_work_of(step))
-            self._is_in_step = True
-            yield self._environment.timeout(duration_s)
-            self._is_in_step = False
-            self._num_steps += 1
-            self._step_s = duration_s
-            self._on_step_done(step)
-            self._admit()
-            self._report()
+    def before_step(self) -> bool:
+        """Make ready who shall be in the next step; tell whether that may change while nothing else does."""
+        return self.owner.before_step()
 
-    def _plan_step(self) -> _Step | None:
-        answers = list(self.answers.values())
-        budget = prefill_budget_tokens(len(answers), self.plan.chunk_tokens, self.plan.decode_chunk_tokens)
-        chunks = plan_chunks([prompt.num_left for prompt in self.prompts], budget)
-        step = _Step(answers, list(zip(self.prompts, chunks, strict=False)))
-        return step if answers or step.prompts else None
-
-    def _on_step_done(self, step: _Step) -> None:
-        for sequence in step.answers:
-            self._add_token(sequence)
-        for prompt, num_tokens in step.prompts:
-            prompt.num_read += num_tokens
-            if prompt.num_left == 0:
-                self.prompts.remove(prompt)
-                if prompt.owned is not None:
-                    self._on_read(prompt.owned)
-                if prompt.granted is not None:
-                    self._on_granted_read(prompt.granted)
-
-    def _on_granted_read(self, grant: Grant) -> None:
-        """Tell the router the first token, and the owner that its blocks are filled."""
-        self._tokens.append(TokenEvent(grant.request_id, grant.attempt, 0, TOKEN_ID))
-        filled = Filled(
-            request_id=grant.request_id,
-            epoch=grant.epoch,
-            first_tokens=[SampledToken(TOKEN_ID)],
-            prompt_logprobs=None,
-            prefill_started_s=self._now_s,
-            first_token_s=self._now_s,
-        )
-        self._network.send(grant.decode.endpoint, filled)
-
-    def _on_read(self, sequence: SimulatedSequence) -> None:
-        """Begin an answer: its prompt has been read, and the first token with it."""
-        self.memory.on_read(sequence, len(sequence.hashes))
-        self._started.append(
-            Started(
-                request_id=sequence.request_id,
-                attempt=sequence.submit.attempt,
-                num_cached_tokens=sequence.num_cached_blocks * self.memory.block_size,
-                prompt_logprobs=None,
-            )
-        )
-        sequence.timeline[Lifecycle.FIRST_TOKEN] = self._now_s
-        self.answers[sequence.request_id] = sequence
-        self._add_token(sequence)
-
-    def _add_token(self, sequence: SimulatedSequence) -> None:
-        # A first token that a prefill worker has told already is told again: the router takes each once.
-        event = TokenEvent(sequence.request_id, sequence.submit.attempt, sequence.num_output_tokens, TOKEN_ID)
-        self._tokens.append(event)
-        sequence.num_output_tokens += 1
-        if sequence.num_output_tokens == sequence.num_answer_tokens:
-            self._finish(sequence)
-
-    def _finish(self, sequence: SimulatedSequence) -> None:
-        del self.answers[sequence.request_id], self._holders[sequence.epoch]
-        self.memory.release(sequence)
-        sequence.timeline[Lifecycle.FINISHED] = self._now_s
-        self._finished.append(
-            Finished(
-                request_id=sequence.request_id,
-                attempt=sequence.submit.attempt,
-                choice=0,
-                reason=FinishReason.STOP,
-                num_output_tokens=sequence.num_output_tokens,
-                num_cached_tokens=sequence.num_cached_blocks * self.memory.block_size,
-                num_preemptions=0,
-                timeline=sequence.timeline,
-            )
-        )
+    def on_steps(self, run: Run, changed: Sequence[SimulatedSequence]) -> None:
+        """Take what a run has brought: progress of its prompts, answers that have ended or filled a block."""
+        self._around.tell_run(self.address.worker_id, run)
+        self.owner.on_changed(changed)
+        for prompt, _ in run.chunks:
+            if prompt.owned is not None:
+                self.owner.on_progress(prompt, prompt.owned, run)
+            else:
+                self.reader.on_progress(prompt, run)
 
     # What the router hears
 
-    def _report(self) -> None:
-        change = self.memory.log.take_change()
-        if not (self._tokens or self._started or self._finished or change):
-            return
-        message = Tokens(
-            worker_id=self.address.worker_id,
-            incarnation=self.address.incarnation,
-            started=self._started,
-            tokens=self._tokens,
-            finished=self._finished,
-            cache_change=change,
-        )
-        self._tokens, self._started, self._finished = [], [], []
-        self._network.send(ROUTER_ENDPOINT, message)
+    def flip(self, role: Role) -> None:
+        """Take on another role from now on."""
+        self.role = role
+        self.send_heartbeat()
 
-    def _beat_forever(self) -> "simpy.events.ProcessGenerator":
-        while True:
-            self._report()
-            self._network.send(ROUTER_ENDPOINT, Heartbeat(role=self.role, address=self.address, status=self._status()))
-            yield self._environment.timeout(HEARTBEAT_INTERVAL_S)
+    def send_heartbeat(self) -> None:
+        """Say out of turn that it lives."""
+        self._around.network.send(ROUTER_ENDPOINT, self.heartbeat())
+
+    def heartbeat(self) -> Heartbeat:
+        """Return what it says of itself now; what it had to tell before is on its way."""
+        self.steps.sync()
+        self.report.send()
+        if self._is_measured:
+            self.speed.on_time(self._time.now_s())
+        return Heartbeat(role=self.role, address=self.address, status=self._status())
 
     def _status(self) -> WorkerStatus:
-        cache, costs, chunk = self.memory.cache, self.plan.costs, self.plan.chunk_tokens
+        cache = self.memory.cache
+        unread = [(prompt.num_left, prompt.num_read) for prompt in self.steps.prompts]
+        unread += [(one.num_prompt_tokens, 0) for one in self.owner.waiting if one.submit.prefill is None]
         return WorkerStatus(
             state=WorkerState.READY,
             pid=0,
@@ -363,27 +188,18 @@ class SimulatedWorker:
             num_blocks=cache.num_blocks,
             num_free_blocks=cache.num_free_blocks,
             num_cached_blocks=cache.num_cached_blocks,
-            num_running=len(self.answers),
-            num_waiting=len(self._waiting),
-            queued_prefill_tokens=sum(prompt.num_left for prompt in self.prompts),
-            queued_prefill_pairs=sum(count_pairs(prompt.num_left, prompt.num_read) for prompt in self.prompts),
-            prefill_tokens_per_s=chunk / costs.prefill_s(chunk, 0, chunk),
-            decode_step_s=self._step_s,
+            num_running=len(self.owner.placed),
+            num_waiting=len(self.owner.waiting),
+            queued_prefill_tokens=sum(num_left for num_left, _ in unread),
+            queued_prefill_pairs=sum(count_pairs(num_left, num_past) for num_left, num_past in unread),
+            prefill_tokens_per_s=self.speed.prefill_tokens_per_s,
+            decode_step_s=self.speed.decode_step_s,
             memory_bytes=0,
-            num_steps=self._num_steps,
-            num_answers=len(self._holders) + len(self._waiting),
+            num_steps=self.steps.num_steps,
+            num_answers=len(self.owner.placed) + len(self.owner.waiting),
+            mean_written_tokens=self.batch.mean_written_tokens,
+            cost_scale=self.speed.cost_scale,
+            prefill_share=self.speed.prefill_share,
             copy_block_s=self.plan.copy_block_s,
             cache_sequence=self.memory.log.sequence,
         )
-
-    @property
-    def _now_s(self) -> float:
-        return float(self._environment.now)
-
-
-def _work_of(step: _Step) -> StepWork:
-    num_context = sum(sequence.num_context_tokens for sequence in step.answers)
-    work = StepWork.of_answers(len(step.answers), num_context)
-    for prompt, num_tokens in step.prompts:
-        work = work.plus(num_tokens, prompt.num_read)
-    return work

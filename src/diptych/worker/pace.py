@@ -4,12 +4,13 @@ Fixed numbers, or (`is_adaptive`) what the cost model says fits the answers' pac
 """
 
 from collections.abc import Sequence as Several
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from diptych.core.clock import Clock
-from diptych.core.control import WorkerOrder
 from diptych.core.cost_model import CostModel, StepWork
-from diptych.core.events import Lifecycle
+from diptych.core.events import Lifecycle, Timeline
+from diptych.core.messages import Role
+from diptych.core.request import Request
 from diptych.policy.batching import (
     ANSWERS_SHARE,
     answers_when_read,
@@ -20,8 +21,6 @@ from diptych.policy.batching import (
     prefill_budget_tokens,
     step_limit_s,
 )
-from diptych.worker.load import Speed
-from diptych.worker.sequence import Sequence, SequenceState
 
 URGENT_TTFTS = 2.0
 """A prompt whose request has waited for so many times its time to the first token goes on, if slowly, whatever it costs
@@ -43,23 +42,66 @@ class Unread(NamedTuple):
     num_past: int
 
 
+class PaceRules(Protocol):
+    """What a worker has been told; a `WorkerOrder`, or a simulated worker's plan."""
+
+    @property
+    def is_adaptive(self) -> bool: ...  # noqa: D102
+    @property
+    def role(self) -> Role: ...  # noqa: D102
+    @property
+    def chunk_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def decode_chunk_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def slo_ttft_s(self) -> float: ...  # noqa: D102
+    @property
+    def slo_tpot_s(self) -> float: ...  # noqa: D102
+
+
+class Scale(Protocol):
+    """How many times as long steps take as the cost model says; a `Speed`."""
+
+    @property
+    def cost_scale(self) -> float: ...  # noqa: D102
+
+
+class Paced(Protocol):
+    """What a pace looks at of a sequence."""
+
+    @property
+    def request(self) -> Request: ...  # noqa: D102
+    @property
+    def timeline(self) -> Timeline: ...  # noqa: D102
+    @property
+    def is_decoding(self) -> bool: ...  # noqa: D102
+    @property
+    def num_places(self) -> int: ...  # noqa: D102
+    @property
+    def num_known_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def num_computed_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def num_output_tokens(self) -> int: ...  # noqa: D102
+
+
 class Pace:
     """What one worker's steps may take."""
 
-    def __init__(self, order: WorkerOrder, costs: CostModel, speed: Speed, clock: Clock) -> None:
+    def __init__(self, order: PaceRules, costs: CostModel, speed: Scale, clock: Clock) -> None:
         self._order = order
         self._costs = costs
         self._speed = speed
         self._clock = clock
         self._mean_answer_tokens = FIRST_MEAN_ANSWER_TOKENS
 
-    def chunks(self, answers: Several[Sequence], prompts: Several[Unread]) -> list[int]:
+    def chunks(self, answers: Several[Paced], prompts: Several[Unread]) -> list[int]:
         """Return how many tokens of each prompt, in their order, to compute in a step that continues `answers`."""
         if not prompts:
             return []
         return plan_chunks([prompt.num_tokens for prompt in prompts], self._budget_tokens(answers, prompts[0]))
 
-    def _budget_tokens(self, answers: Several[Sequence], first: Unread) -> int:
+    def _budget_tokens(self, answers: Several[Paced], first: Unread) -> int:
         order = self._order
         if not order.is_adaptive:
             return prefill_budget_tokens(len(answers), order.chunk_tokens, order.decode_chunk_tokens)
@@ -83,16 +125,16 @@ class Pace:
         """Take note of how long an answer has become."""
         self._mean_answer_tokens += NEWEST_WEIGHT * (num_tokens - self._mean_answer_tokens)
 
-    def has_room(self, placed: Several[Sequence], newcomer: Sequence) -> bool:
+    def has_room(self, placed: Several[Paced], newcomer: Paced) -> bool:
         """Tell whether to take on `newcomer` beside those that have blocks."""
         order, scale = self._order, self._speed.cost_scale
         has_waited_s = self._clock.now_s() - newcomer.request.arrived_s
         if not (order.is_adaptive and placed) or has_waited_s > PATIENCE_TTFTS * order.slo_ttft_s:
             return True
-        answers = [one for one in placed if one.state is SequenceState.DECODING]
+        answers = [one for one in placed if one.is_decoding]
         num_unread = sum(one.num_places for one in placed) - len(answers)
-        num_tokens = len(newcomer.token_ids)
-        mean_tokens = (num_tokens + sum(len(one.token_ids) for one in placed)) / (len(placed) + 1)
+        num_tokens = newcomer.num_known_tokens
+        mean_tokens = (num_tokens + sum(one.num_known_tokens for one in placed)) / (len(placed) + 1)
         # Who reads them, and beside what, is not known here; they are thought to be like the newcomer's.
         read_each_s = scale * self._costs.prefill_s(num_tokens, 0, order.chunk_tokens)
         wait_s = (num_unread + 1) * read_each_s

@@ -84,6 +84,12 @@ class Roster:
         """Sequences here, whatever their state."""
         return len(self.placed) + len(self.waiting) + len(self._compiling)
 
+    @property
+    def mean_written_tokens(self) -> float | None:
+        """How long the answers are that are being written, on average so far; None if there are none."""
+        written = [sequence.num_output_tokens for sequence in self._decoding()]
+        return sum(written) / len(written) if written else None
+
     def load(self) -> Load:
         """Return what is running and queued. Prompts that others shall read are their load."""
         unread = self.prefilling + [sequence for sequence in self.waiting if sequence.prefill is None]

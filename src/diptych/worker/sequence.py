@@ -90,6 +90,16 @@ class Sequence:
         return len(self.request.prompt_token_ids)
 
     @property
+    def num_known_tokens(self) -> int:
+        """Length of prompt and answer so far."""
+        return len(self.token_ids)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its prompt has been read and its answer is being written."""
+        return self.state is SequenceState.DECODING
+
+    @property
     def num_output_tokens(self) -> int:
         """Length of the answer so far."""
         return len(self.token_ids) - self.num_prompt_tokens

@@ -270,6 +270,7 @@ class Worker:
             memory_bytes=private_memory_bytes(),
             num_steps=self._speed.num_steps,
             num_answers=0 if self._decode is None else self._decode.roster.num_sequences,
+            mean_written_tokens=None if self._decode is None else self._decode.roster.mean_written_tokens,
             cache=self._cache_status(),
             cost_scale=self._speed.cost_scale,
             prefill_share=self._speed.prefill_share,

@@ -69,6 +69,11 @@ class Trace:
         """Rows that are too long."""
 
     @property
+    def num_rows(self) -> int:
+        """Rows that are kept."""
+        return len(self._kept)
+
+    @property
     def recorded_rate_per_s(self) -> float:
         """Requests a second of what is kept, over the whole recording; infinite if all came at once."""
         duration_s = (self._kept[-1].timestamp - self._kept[0].timestamp) / 1e3

@@ -15,7 +15,17 @@ When a worker has died, `WorkerExited` goes to the router, `PeerGone` to the oth
 requests are submitted anew with what they have come to.
 """
 
-from diptych.core.messages.answers import Aborted, Failed, FailureKind, Finished, Loading, Started, TokenEvent, Tokens
+from diptych.core.messages.answers import (
+    Aborted,
+    Failed,
+    FailureKind,
+    Finished,
+    Loading,
+    Started,
+    TokenEvent,
+    TokenRun,
+    Tokens,
+)
 from diptych.core.messages.caching import CacheChange, CacheSnapshot, CacheSnapshotWanted
 from diptych.core.messages.handover import Filled, Grant, GrantEnded, GrantHeld, Remind, Revoke
 from diptych.core.messages.lending import Borrow, Lent, Returned
@@ -63,6 +73,7 @@ __all__ = [
     "ToRouter",
     "ToWorker",
     "TokenEvent",
+    "TokenRun",
     "Tokens",
     "WorkerExited",
     "WorkerState",

@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from diptych.core.bounds import NAME, Count, Index, TokenId
 from diptych.core.events import FinishReason, Timeline
@@ -46,6 +47,17 @@ class TokenEvent(msgspec.Struct, frozen=True, array_like=True, omit_defaults=Tru
     choice: Index = 0
     """Which of the request's answers."""
     logprobs: TokenLogprobs | None = None
+
+
+class TokenRun(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """Tokens of one answer that follow each other, told at once: what several steps have brought forth."""
+
+    request_id: Annotated[RequestId, NAME]
+    attempt: Count
+    index: Index
+    """Of the first one."""
+    token_ids: Annotated[list[TokenId], Meta(min_length=1)]
+    choice: Index = 0
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +115,7 @@ class Tokens(Message, frozen=True, kw_only=True):
     loading: list[Loading] = msgspec.field(default_factory=list)
     started: list[Started] = msgspec.field(default_factory=list)
     tokens: list[TokenEvent] = msgspec.field(default_factory=list)
+    runs: list[TokenRun] = msgspec.field(default_factory=list)
     finished: list[Finished] = msgspec.field(default_factory=list)
     failed: list[Failed] = msgspec.field(default_factory=list)
     aborted: list[Aborted] = msgspec.field(default_factory=list)

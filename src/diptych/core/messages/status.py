@@ -43,6 +43,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: Count
     num_answers: Count = 0
     """Of its own, running and waiting; grants are not counted."""
+    mean_written_tokens: Amount | None = None
+    """How long the answers are that it is writing, on average so far; None: it writes none."""
     cache: CacheStatus | None = None
     """None: it writes no answers, and caches nothing."""
     cost_scale: Annotated[float, Meta(gt=0, le=1e6)] = 1.0

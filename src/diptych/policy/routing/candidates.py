@@ -21,7 +21,7 @@ MOST_READERS = 4
 def able_owners(question: Question, loads: Sequence[WorkerLoad], rules: Rules) -> list[WorkerLoad]:
     """Return who can own the request: prefill workers, which can where they have blocks, only if nobody else can."""
     num_needed = -(-question.num_most_tokens // rules.block_size)
-    able = [load for load in loads if load.is_accepting and load.num_blocks >= num_needed]
+    able = [load for load in loads if load.num_blocks >= num_needed and load.is_accepting]
     return [load for load in able if load.role is not Role.PREFILL] or able
 
 
@@ -52,17 +52,22 @@ def shortest_queues(readers: Sequence[WorkerLoad], question: Question, rules: Ru
 
 def few_shortest(readers: Sequence[WorkerLoad]) -> Sequence[WorkerLoad]:
     """Return a few readers with the shortest queues in seconds, answers of their own not counted."""
-    token_s: dict[int, float] = {}
-    """Of each cost model; most workers share one."""
-
-    def queue(load: WorkerLoad) -> tuple[float, WorkerId]:
-        key = id(load.costs)
-        if key not in token_s:
-            token_s[key] = load.costs.prefill_s(CHUNK_TOKENS, 0, CHUNK_TOKENS) / CHUNK_TOKENS
-        tokens_s = load.num_queued_tokens * token_s[key] + load.num_queued_pairs * load.costs.pair_s
-        return tokens_s * load.cost_scale, load.worker_id
-
-    return nsmallest(MOST_READERS, readers, key=queue) if len(readers) > MOST_READERS else readers
+    if len(readers) <= MOST_READERS:
+        return readers
+    # Most workers share one cost model.
+    models = {id(load.costs): load.costs for load in readers}
+    token_s = {key: costs.prefill_s(CHUNK_TOKENS, 0, CHUNK_TOKENS) / CHUNK_TOKENS for key, costs in models.items()}
+    # Tuples are compared faster than a key is asked for; two workers never have one id.
+    queues = [
+        (
+            (load.num_queued_tokens * token_s[id(load.costs)] + load.num_queued_pairs * load.costs.pair_s)
+            * load.cost_scale,
+            load.worker_id,
+            index,
+        )
+        for index, load in enumerate(readers)
+    ]
+    return [readers[index] for _, _, index in nsmallest(MOST_READERS, queues)]
 
 
 def soonest_reader(

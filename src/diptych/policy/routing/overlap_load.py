@@ -8,7 +8,6 @@ from diptych.policy.pairing import WorkerLoad
 from diptych.policy.routing.candidates import (
     able_owners,
     able_readers,
-    is_full,
     route,
     shortest_queues,
     soonest_reader,
@@ -44,18 +43,35 @@ def overlap_load(
     owners = able_owners(question, loads, rules)
     if not owners:
         return None
-    roomy = [load for load in owners if not is_full(load, question, rules)] or owners
-    owner = choose_owner(roomy, [cost(load, question, rules) for load in roomy], rules.temperature, chance)
+    news = new_blocks(owners, question, rules)
+    priced = [
+        (load, cost(load, num_new, rules))
+        for load, num_new in zip(owners, news, strict=True)
+        if load.num_used_blocks + num_new <= load.num_blocks
+    ]
+    if not priced:  # all are full
+        priced = [(load, cost(load, num_new, rules)) for load, num_new in zip(owners, news, strict=True)]
+    owner = choose_owner([load for load, _ in priced], [price for _, price in priced], rules.temperature, chance)
     queues = shortest_queues(able_readers(loads), question, rules)
     reader = soonest_reader(owner, question.num_cached(owner.worker_id), queues, question, rules)
     return route(owner, reader.load, question, rules)
 
 
-def cost(load: WorkerLoad, question: Question, rules: Rules, weights: Weights = DEFAULT_WEIGHTS) -> float:
-    """Return what placing a request on `load` costs."""
-    num_uncached = question.num_prompt_tokens - question.num_cached(load.worker_id)
+def new_blocks(owners: Sequence[WorkerLoad], question: Question, rules: Rules) -> list[int]:
+    """Return how many blocks of the prompt each owner has not cached."""
+    matched, num_all = question.matched_tokens, -(-question.num_prompt_tokens // rules.block_size)
+    return [
+        -(-(question.num_prompt_tokens - question.num_cached(load.worker_id)) // rules.block_size)
+        if load.worker_id in matched
+        else num_all
+        for load in owners
+    ]
+
+
+def cost(load: WorkerLoad, num_new_blocks: int, rules: Rules, weights: Weights = DEFAULT_WEIGHTS) -> float:
+    """Return what placing a request on `load` costs, of which it has to compute so many blocks."""
     return (
-        -(-num_uncached // rules.block_size)
+        num_new_blocks
         - (-load.num_queued_tokens // rules.block_size)
         + weights.used_block * load.num_used_blocks
         + weights.sequence * (load.num_answers + load.num_unread)
