@@ -57,7 +57,7 @@ loads = st.lists(st.tuples(st.floats(0.001, 0.4), st.integers(2, 1_500), st.inte
 
 
 def offered_of(sizes: list[tuple[float, int, int]]) -> list[OfferedRequest]:
-    arrival_s, offered = 0.0, []
+    arrival_s, offered = 0.0, list[OfferedRequest]()
     for number, (gap_s, num_prompt, num_output) in enumerate(sizes):
         arrival_s += gap_s
         request = fresh(number, arrival_s, num_prompt, num_output)

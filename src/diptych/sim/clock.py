@@ -23,7 +23,7 @@ class VirtualTime:
         """Raise AssertionError: nobody may stop a whole simulation; things are called when their time has come."""
         raise AssertionError(f"simulated code wants to block for {duration_s} s")
 
-    def call_in(self, delay_s: float, call: Callable[[], object]) -> None:
+    def call_in(self, delay_s: float, call: Callable[[], None]) -> None:
         """Have something called after a delay of at least 0."""
         self.timeout(delay_s).callbacks.append(lambda _event: call())
 
@@ -31,7 +31,7 @@ class VirtualTime:
         """Return an event that is due after a delay, for callbacks: the cheapest that simpy has."""
         return simpy.Timeout(self.environment, delay_s)
 
-    def call_every(self, interval_s: float, call: Callable[[], object]) -> None:
+    def call_every(self, interval_s: float, call: Callable[[], None]) -> None:
         """Have something called after each interval, until the end."""
 
         def again() -> None:

@@ -124,9 +124,13 @@ class Crew:
             worker_id=worker_id, incarnation=incarnation, exit_status=1, will_return=down_s is not None
         )
         self._time.call_in(REAP_S, lambda: self._on_exited(exited))
-        self._time.call_in(REAP_S + FORGET_S, lambda: [self._read_by_dead.pop(key, None) for key in read])
+        self._time.call_in(REAP_S + FORGET_S, partial(self._forget_read, list(read)))
         if down_s is not None:
             self._time.call_in(max(down_s, REAP_S), partial(self._revive, worker_id, incarnation + 1))
+
+    def _forget_read(self, keys: list[tuple[PeerAddress, int]]) -> None:
+        for key in keys:
+            self._read_by_dead.pop(key, None)
 
     def _revive(self, worker_id: WorkerId, incarnation: int) -> None:
         worker = self.workers[worker_id] = self._new_life(worker_id, self._groups[worker_id], incarnation)

@@ -33,5 +33,5 @@ class Histogram:
         for size, count in sorted(self._counts.items()):
             num_passed += count
             if num_passed >= rank:
-                return SMALLEST_S * GROWTH ** (size + 0.5)
+                return SMALLEST_S * math.pow(GROWTH, size + 0.5)
         return None
