@@ -26,9 +26,7 @@ class WorkerReport:
     def add_loading(self, sequence: SimulatedSequence, num_found_tokens: int) -> None:
         """Tell that so many of a prompt's tokens need not be read."""
         self._loading.append(
-            Loading(
-                request_id=sequence.request_id, attempt=sequence.submit.attempt, num_found_tokens=num_found_tokens
-            )
+            Loading(request_id=sequence.request_id, attempt=sequence.submit.attempt, num_found_tokens=num_found_tokens)
         )
 
     def add_started(self, sequence: SimulatedSequence) -> None:
