@@ -24,7 +24,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help serve test check lint format docs bench soak lock clean
+.PHONY: help serve test check lint format docs screenshots bench soak lock clean
 
 help: ## Show this.
 	@awk -F ': .*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,7 @@ serve: $(VENV)/serve.stamp ## Install what is missing and serve on port 8000 (PO
 	@exec $(BIN)/diptych serve $(if $(PORT),--port $(PORT)) $(ARGS)
 
 test: $(VENV)/dev.stamp ## Install what is missing and run all tests: first the quick ones, then the slow ones.
+	@$(get_chromium)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m "not slow" $(ARGS)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m slow $(ARGS)
 
@@ -48,9 +49,15 @@ format: $(VENV)/dev.stamp ## Format the code and mend what the linter can.
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-docs: $(VENV)/dev.stamp ## Write the pages of docs that are made from code.
+docs: $(VENV)/dev.stamp ## Write the pages of docs that are made from code, and build the site into site/.
 	$(BIN)/python docs/make_api_page.py
+	$(BIN)/python docs/make_reference_pages.py
 	PYTHONPATH=benchmarks $(BIN)/python docs/make_goodput_table.py
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+screenshots: $(VENV)/dev.stamp ## Take the pictures of the dashboard anew, of a modeled server under load.
+	@$(get_chromium)
+	$(BIN)/python docs/make_screenshots.py
 
 bench: $(VENV)/dev.stamp ## Run all benchmarks; results go to benchmarks/results/latest.
 	$(BIN)/python benchmarks/run_all.py $(ARGS)
@@ -62,13 +69,13 @@ lock: ## Pin all dependencies anew in requirements/dev.txt (ARGS=--upgrade takes
 	@tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
 	$(call make_venv,$$tools); \
 	"$$tools/bin/python" -m pip install -qq uv; \
-	"$$tools/bin/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra dev --extra bench --extra mooncake \
+	"$$tools/bin/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra dev --extra bench --extra docs --extra mooncake \
 		--system-certs --no-emit-package diptych --annotation-style line --custom-compile-command "make lock" \
 		--quiet --output-file $(LOCK) $(ARGS); \
 	echo "$(LOCK) pins $$(grep -c '==' $(LOCK)) packages"
 
 clean: ## Remove .venv, caches and build results. Models in ~/.cache/diptych stay.
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(wildcard $(CODE)) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What may be told about one interpreter: nothing if it will do, else why not.
@@ -98,6 +105,18 @@ define make_venv
 		exit 1; \
 	fi; \
 	"$$python" -m venv "$(1)"
+endef
+
+# The dashboard's tests need a browser. It is the system's: installed here if it is missing and we may, else said.
+define get_chromium
+	if ! $(BIN)/python docs/headless.py >/dev/null 2>&1; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo 'installing Chromium, for the tests of the dashboard' >&2; \
+			{ apt-get update && apt-get install --yes --no-install-recommends chromium; } >/dev/null 2>&1 || true; \
+		fi; \
+		$(BIN)/python docs/headless.py >/dev/null 2>&1 || \
+			echo 'no Chromium here: the tests of the dashboard will fail. apt install chromium, or CHROMIUM=/path' >&2; \
+	fi
 endef
 
 # Stamps, not $(BIN)/python: what was interrupted half way is done again.

@@ -37,13 +37,15 @@ and a reason; nothing is silently ignored. Types are strict, unknown fields are 
 | `GET /health`, `GET /ready` | 200 while the process lives; 200 while requests can be served, else 503 |
 | `GET /diptych/status` | every worker: role, process, cores, state, blocks, queues (admin keys) |
 | `GET /diptych/requests` | the last 1,000 requests: sizes and when each step happened, no text (admin keys) |
+| `GET /diptych/events` | all there is to see, four times a second ([watching.md](watching.md); admin keys) |
+| `GET /dashboard`, `GET /dashboard/{name}` | a page that shows it, and the page's files |
 | `POST /diptych/workers/{worker_id}/drain` | take a worker out of service, as `diptych drain` does (admin keys) |
 | `POST /diptych/workers/{worker_id}/start` | start a worker that is down (admin keys) |
 
 Where the server has API keys, every request brings one as `Authorization: Bearer KEY`, except to `/health`, `/ready`,
-`/version`, `/docs` and `/openapi.json`. Without a valid one it gets 401; a key that has used up what it may gets 429
-and `Retry-After`. A key sees its own stored responses only, and shares cached prefixes with no other key unless both
-were put into one cache group.
+`/version`, `/docs`, `/openapi.json` and `/dashboard`. Without a valid one it gets 401; a key that has used up what it
+may gets 429 and `Retry-After`. A key sees its own stored responses only, and shares cached prefixes with no other key
+unless both were put into one cache group.
 
 ## How answers are made
 

@@ -77,12 +77,12 @@ def serving(**changes: Any) -> Iterator[LiveServer]:
 
     Phases stay apart unless a test asks for something else, so that it knows who does what.
     """
-    changes = {"adaptive": False} | changes
+    changes = {"adaptive": False, "port": 0} | changes
     if changes.get("engine") == "modeled":
         changes = {"modeled_time_scale": 0.0, "kv_bytes": MODELED_KV_BYTES} | changes
     else:  # answers must be equal on every path, which bf16 does not promise where the CPU has it
         changes = {"kv_dtype": "f32"} | changes
-    with serve(ServeConfig(port=0, **changes)) as server, closing(LiveServer(server.url)) as live:
+    with serve(ServeConfig(**changes)) as server, closing(LiveServer(server.url)) as live:
         yield live
 
 

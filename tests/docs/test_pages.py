@@ -53,8 +53,12 @@ def test_the_glossary_is_in_order() -> None:
     assert {"block", "grant", "handoff", "step"} <= set(words)
 
 
-def test_the_picture_is_well_formed_and_told_to_those_who_cannot_see_it() -> None:
-    picture = ElementTree.parse(ROOT / "docs" / "images" / "flow.svg").getroot()  # noqa: S314  our own file
+PICTURES = sorted((ROOT / "docs" / "images").glob("*.svg"))
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
+def test_pictures_are_well_formed_and_told_to_those_who_cannot_see_them(path: Path) -> None:
+    picture = ElementTree.parse(path).getroot()  # noqa: S314  our own file
 
     told = [element.text for element in picture if element.tag.endswith(("title", "desc"))]
     assert len(told) == 2

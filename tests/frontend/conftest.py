@@ -66,6 +66,21 @@ class FakeAnswer:
         self._ends.append(EndOut(FinishReason.STOP, choice))
 
 
+def record(request_id: str, **changes: Any) -> RequestRecord:
+    """Make up a request that has ended, but for what the test says of it."""
+    facts: dict[str, Any] = {
+        "outcome": "stop",
+        "decode_worker": "mixed-0",
+        "prefill_worker": None,
+        "num_prompt_tokens": 3,
+        "num_cached_tokens": 0,
+        "num_output_tokens": 2,
+        "num_preemptions": 0,
+        "timeline": {Lifecycle.ARRIVED: 1.0, Lifecycle.FINISHED: 2.0},
+    }
+    return RequestRecord(request_id=request_id, **facts | changes)
+
+
 @dataclass
 class FakeService:
     """Answers with whatever `script` yields, and remembers who came and who left."""
@@ -76,6 +91,8 @@ class FakeService:
     requests: list[Request] = field(default_factory=list)
     orders: list[tuple[str, float, bool]] = field(default_factory=list)
     """To drain workers."""
+    ended: list[RequestRecord] = field(default_factory=lambda: [record("chatcmpl-1")])
+    unfinished: list[RequestRecord] = field(default_factory=list)
     entered: "queue.Queue[Request]" = field(default_factory=queue.Queue)
     left: "queue.Queue[Left]" = field(default_factory=queue.Queue)
 
@@ -134,23 +151,19 @@ class FakeService:
             num_assigned=0,
         )
         return ClusterStatus(
-            health=self.health, model=MODEL, max_model_len=64, num_requests=0, workers={WorkerId("mixed-0"): worker}
+            health=self.health,
+            model=MODEL,
+            max_model_len=64,
+            num_requests=len(self.unfinished),
+            num_ended=len(self.ended),
+            workers={WorkerId("mixed-0"): worker},
         )
 
     def recent_requests(self) -> list[RequestRecord]:
-        return [
-            RequestRecord(
-                request_id="chatcmpl-1",
-                outcome="stop",
-                decode_worker="mixed-0",
-                prefill_worker=None,
-                num_prompt_tokens=3,
-                num_cached_tokens=0,
-                num_output_tokens=2,
-                num_preemptions=0,
-                timeline={Lifecycle.ARRIVED: 1.0, Lifecycle.FINISHED: 2.0},
-            )
-        ]
+        return list(self.ended)
+
+    def unfinished_requests(self, most: int) -> list[RequestRecord]:
+        return self.unfinished[:most]
 
 
 def say(

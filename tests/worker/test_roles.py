@@ -547,7 +547,10 @@ def test_first_tokens_reach_the_router_before_the_decode_worker_goes_on() -> Non
     bring_to(cluster, heard, "in step")
     cluster.end("prefill-0")
 
-    told = msgspec.msgpack.decode(cluster.letters.queues[("prefill-0", "router")][0], type=Tokens)
+    letters = cluster.letters.queues[("prefill-0", "router")]
+    begun, told = (msgspec.msgpack.decode(letter, type=Tokens) for letter in letters)
+    assert [one.request_id for one in begun.begun] == [heard.request.request_id]
+    assert not begun.tokens
     assert [(event.index, event.token_id) for event in told.tokens] == [(0, greedy(heard, 1)[0])]
     assert not told.finished, "only the decode worker ends a request"
 

@@ -18,6 +18,7 @@ from diptych.cli.model import model_app
 from diptych.cli.serve import serve_command
 from diptych.cli.simulate import simulate_command
 from diptych.cli.status import status_command
+from diptych.cli.top import top_command
 from diptych.cli.workers import drain_command, restart_command
 from diptych.core.errors import DiptychError
 from diptych.core.streams import (
@@ -41,6 +42,7 @@ app.command("serve")(serve_command)
 app.command("calibrate")(calibrate_command)
 app.command("simulate")(simulate_command)
 app.command("status")(status_command)
+app.command("top")(top_command)
 app.command("drain")(drain_command)
 app.command("restart")(restart_command)
 app.add_typer(bench_app, name="bench")

@@ -61,7 +61,7 @@ def workers_table(status: dict[str, Any]) -> Table:
         table.add_row(
             worker_id,
             str(worker["pid"] or "-"),
-            _cores(worker["cores"]),
+            cores_text(worker["cores"]),
             worker["state"],
             *(str(worker[key]) for key in ("num_running", "num_waiting")),
             *(str(worker[key]) for key in ("num_blocks", "num_free_blocks", "num_cached_blocks")),
@@ -83,7 +83,7 @@ def _hits(cache: dict[str, Any] | None) -> str:
     return share_text(cache["num_memory_tokens"] + cache["num_tier_tokens"], cache["num_asked_tokens"])
 
 
-def _cores(cores: list[int]) -> str:
+def cores_text(cores: list[int]) -> str:
     """Write runs of cores as `0-3,6`."""
     runs: list[list[int]] = []
     for core in sorted(cores):

@@ -47,12 +47,16 @@ class FinishReason(StrEnum):
     """`max_tokens` or the model's context length was reached."""
 
 
+UNFINISHED = "running"
+"""The outcome of a request that has none yet."""
+
+
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left of a request after its end: sizes and times, never text."""
+    """What is left of a request after its end, or can be told of it before: sizes and times, never text."""
 
     request_id: str
     outcome: str
-    """`stop`, `length`, `aborted` or `failed`."""
+    """`stop`, `length`, `aborted`, `failed`, or `running` before the end."""
     decode_worker: str
     """The last one; empty if none ever had it."""
     prefill_worker: str | None
@@ -66,3 +70,24 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Of the cached ones, how many came from the tier below its worker's blocks."""
     num_migrations: int = 0
     """How often its worker died or was taken out of service before the end."""
+    num_choices: int = 1
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time from arrival to the first token; None without one."""
+        return self._between(Lifecycle.ARRIVED, Lifecycle.FIRST_TOKEN)
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time of a token after the first; None without one.
+
+        Of several choices, which are written side by side, as if each had an equal share of the tokens.
+        """
+        writing_s = self._between(Lifecycle.FIRST_TOKEN, Lifecycle.FINISHED)
+        num_further = self.num_output_tokens / self.num_choices - 1
+        return None if writing_s is None or num_further <= 0 else writing_s / num_further
+
+    def _between(self, begin: Lifecycle, end: Lifecycle) -> float | None:
+        if begin not in self.timeline or end not in self.timeline:
+            return None
+        return max(self.timeline[end] - self.timeline[begin], 0.0)

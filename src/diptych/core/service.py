@@ -80,6 +80,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     num_requests: int
     """Running or waiting now."""
+    num_ended: int = 0
+    """Since the frontend's start; those that were refused are not counted."""
     workers: dict[WorkerId, WorkerInfo]
     num_dropped_messages: int = 0
     """That came to the router and were none, or made no sense."""
@@ -107,7 +109,11 @@ class RequestService(Protocol):
 
 
 class ClusterService(RequestService, Protocol):
-    """Also takes workers out of service and back, for operators."""
+    """Also shows what runs, and takes workers out of service and back, for operators."""
+
+    def unfinished_requests(self, most: int) -> list[RequestRecord]:
+        """Return how far the requests that are here have come; those that arrived first, `most` of them."""
+        ...
 
     def drain_worker(self, worker_id: WorkerId, timeout_s: float, *, will_return: bool) -> PeerAddress:
         """Take a worker out of service, in order: nothing new goes there, what runs there ends or goes on elsewhere.

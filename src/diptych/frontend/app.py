@@ -12,11 +12,13 @@ from diptych.frontend.auth.key_ring import KeyRing
 from diptych.frontend.client_connection import Intake
 from diptych.frontend.connections import Connections
 from diptych.frontend.errors import install_error_handlers
+from diptych.frontend.feed import Feed
 from diptych.frontend.grammar_check import GrammarChecker
 from diptych.frontend.middleware import Gate, LastResort, PathPrefix
 from diptych.frontend.openapi import install_schema
 from diptych.frontend.request_translation import RequestTranslator
 from diptych.frontend.routes.cluster import add_cluster_routes
+from diptych.frontend.routes.dashboard import add_dashboard_routes
 from diptych.frontend.routes.generation import add_chat_and_completions, add_responses
 from diptych.frontend.routes.text import add_text_routes
 from diptych.frontend.routes.workers import add_worker_routes
@@ -51,6 +53,7 @@ def create_app(
     add_text_routes(app, translator, tokenizer, settings)
     add_cluster_routes(app, service, intake)
     add_worker_routes(app, service)
+    add_dashboard_routes(app, Feed(service, settings.slo, clock), intake)
     install_schema(app, settings.model_name, needs_keys=settings.has_keys)
     return app
 

@@ -7,7 +7,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from diptych.frontend.auth.key_check import ADMIN_PREFIX, OPEN_PATHS
+from diptych.frontend.auth.key_check import ADMIN_PREFIX, is_open
 from diptych.frontend.errors import ErrorBody
 
 Responses = dict[int | str, dict[str, Any]]
@@ -122,7 +122,7 @@ def _add_keys(schema: dict[str, Any]) -> None:
     """Say where a key is needed, and what follows if there is none."""
     schema["components"]["securitySchemes"] = {_KEY_SCHEME: {"type": "http", "scheme": "bearer"}}
     for path, operations in schema["paths"].items():
-        codes = [] if path in OPEN_PATHS else [401, 403] if path.startswith(ADMIN_PREFIX) else [401]
+        codes = [] if is_open(path) else [401, 403] if path.startswith(ADMIN_PREFIX) else [401]
         for operation in operations.values():
             operation["security"] = [{_KEY_SCHEME: []}] if codes else []
             for code in codes:

@@ -166,7 +166,7 @@ class FrontendServer:
         self.begin_drain()
         if not await self._intake.try_wait_until_idle(grace_s):
             log.warning("requests still run %.0f s after the stop; they are cut off", grace_s)
-            self._intake.cut_off()
+        self._intake.cut_off()  # also those who only watch
         self._server.should_exit = True
         if self._is_serving:
             with contextlib.suppress(TimeoutError):

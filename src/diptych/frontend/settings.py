@@ -1,9 +1,10 @@
 """What the frontend must be told: fixed for its whole life."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from diptych.core.api_keys import ApiKey
+from diptych.core.slo import Slo
 from diptych.core.version import __version__
 from diptych.frontend.connections import ConnectionLimits
 
@@ -29,6 +30,8 @@ class FrontendSettings:
     """Keys that open the server for as long as it runs."""
     api_key_file: Path | None = None
     """More of them, as the file says at any time. Neither: whoever can connect may ask."""
+    slo: Slo = field(default=Slo(1.0, 0.05))
+    """What is told to those who watch; the server plans for it elsewhere."""
     request_timeout_s: float = 600.0
     """From the whole HTTP request read to the last byte of the answer sent."""
     max_body_bytes: int = 4_000_000

@@ -25,6 +25,7 @@ from diptych.core.control import (
 from diptych.core.errors import DiptychError, LaunchError
 from diptych.core.ids import WorkerId
 from diptych.core.messages import PeerAddress, ToRouter
+from diptych.core.slo import Slo
 from diptych.frontend.app import create_app
 from diptych.frontend.server import FrontendServer
 from diptych.frontend.settings import FrontendSettings
@@ -82,6 +83,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         cors_origins=tuple(order.cors_origins),
         api_keys=tuple(order.api_keys),
         api_key_file=None if order.api_key_file is None else Path(order.api_key_file),
+        slo=Slo(order.slo_ttft_s, order.slo_tpot_s),
         request_timeout_s=order.request_timeout_s,
         client_timeout_s=order.client_timeout_s,
         max_connections=order.max_connections,

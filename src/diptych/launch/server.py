@@ -118,10 +118,10 @@ def fetch_status(remote: Remote) -> dict[str, Any]:
         content: dict[str, Any] = answer.json()
     except httpx.HTTPStatusError as error:
         if error.response.status_code in {HTTP_UNAUTHORIZED, HTTP_FORBIDDEN}:
-            raise LaunchError(f"{url} wants an API key: {_reason(error.response)}") from None
+            raise LaunchError(f"{url} wants an API key: {reason_of(error.response)}") from None
         raise LaunchError(f"{url} answers, but not like a Diptych server ({error.response.status_code})") from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise _no_answer(url, error) from None
+        raise no_answer(url, error) from None
     return content
 
 
@@ -135,13 +135,14 @@ def order_worker(remote: Remote, worker: str, action: str, body: dict[str, Any])
         answer = httpx.post(address, json=body, headers=remote.headers, verify=remote.tls, timeout=STATUS_TIMEOUT_S)
         content: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise _no_answer(remote.url, error) from None
+        raise no_answer(remote.url, error) from None
     if answer.is_error:
-        raise LaunchError(_reason(answer))
+        raise LaunchError(reason_of(answer))
     return content
 
 
-def _no_answer(url: str, error: Exception) -> LaunchError:
+def no_answer(url: str, error: Exception) -> LaunchError:
+    """Return what a user reads when nobody could be asked at `url`."""
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return LaunchError(
             f"the certificate of {url} is not trusted here ({error}); if it is yours, pass --ca-cert FILE"
@@ -149,7 +150,8 @@ def _no_answer(url: str, error: Exception) -> LaunchError:
     return LaunchError(f"no Diptych server answers at {url} ({error}); is it running? give its --url")
 
 
-def _reason(refusal: httpx.Response) -> str:
+def reason_of(refusal: httpx.Response) -> str:
+    """Return what a server says of its refusal, which has been read."""
     try:
         return str(refusal.json()["error"]["message"])
     except (ValueError, LookupError, TypeError):

@@ -7,8 +7,9 @@ change nothing: they are echoes of what has ended.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 
 from diptych.core.clock import Clock
 from diptych.core.errors import (
@@ -19,11 +20,12 @@ from diptych.core.errors import (
     RequestTimeoutError,
     UnavailableError,
 )
-from diptych.core.events import FinishReason
+from diptych.core.events import FinishReason, RequestRecord
 from diptych.core.ids import BlockHash, RequestId
 from diptych.core.messages import (
     Abort,
     Aborted,
+    Begun,
     Failed,
     FailureKind,
     Finished,
@@ -71,6 +73,10 @@ class Follower:
         """Requests that hold something or may, on any worker."""
         return len(self._in_flight)
 
+    def unfinished(self, most: int) -> list[RequestRecord]:
+        """Return how far the requests in flight have come, those that arrived first, `most` of them."""
+        return [flight.to_unfinished_record() for flight in islice(self._in_flight.values(), most)]
+
     def start(self, request: Request, hashes: list[BlockHash]) -> InFlight:
         """Send a request to workers, or let it wait for one to come back.
 
@@ -114,6 +120,7 @@ class Follower:
             flight = self._in_flight.get(loading.request_id)
             if flight is not None and loading.attempt == flight.attempt and flight.placement is not None:
                 flight.placement.on_found(loading.request_id, loading.num_found_tokens)
+        self._on_begun(message.begun)
         for started in message.started:
             flight = self._in_flight.get(started.request_id)
             if flight is not None and started.attempt == flight.attempt:
@@ -134,6 +141,12 @@ class Follower:
             flight = self._find(message, aborted.request_id, None)
             if flight is not None:
                 self._on_aborted(flight, aborted)
+
+    def _on_begun(self, prompts: Sequence[Begun]) -> None:
+        for begun in prompts:
+            flight = self._in_flight.get(begun.request_id)
+            if flight is not None and begun.attempt == flight.attempt and flight.prefill_started_s is None:
+                flight.prefill_started_s = begun.prefill_started_s
 
     def _find(self, message: Tokens, request_id: RequestId, attempt: int | None) -> InFlight | None:
         """Return the request whose end this is; None if it is an echo. Only its decode worker may end a request."""
@@ -165,6 +178,8 @@ class Follower:
         """Go on after tokens that are new, of which the first has this index."""
         if flight.first_token_s is None:
             flight.first_token_s = self._clock.now_s()
+        elif flight.second_token_s is None and index:
+            flight.second_token_s = self._clock.now_s()
         if flight.placement is not None:
             # The first token of an attempt, be it the answer's first or not, says that the prompt has been read.
             flight.placement.on_tokens(flight.request_id)

@@ -15,6 +15,8 @@ class History:
 
     def __init__(self) -> None:
         self._recent: deque[RequestRecord] = deque(maxlen=MAX_RECENT_REQUESTS)
+        self.num_ended = 0
+        """Requests since the start."""
         self.mean_request_s: float | None = None
         """Running mean of the time from arrival to end; None before the first end."""
         self.mean_output_tokens = FIRST_MEAN_OUTPUT_TOKENS
@@ -23,6 +25,7 @@ class History:
     def add(self, record: RequestRecord) -> None:
         """Take the record of a request that has ended."""
         self._recent.append(record)
+        self.num_ended += 1
         request_s = record.timeline[Lifecycle.FINISHED] - record.timeline[Lifecycle.ARRIVED]
         mean_s = request_s if self.mean_request_s is None else self.mean_request_s
         self.mean_request_s = mean_s + NEWEST_WEIGHT * (request_s - mean_s)

@@ -12,7 +12,7 @@ The outcome is decided once, when the request leaves for ABORTING or is closed; 
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from diptych.core.events import Lifecycle, RequestRecord, Timeline
+from diptych.core.events import UNFINISHED, Lifecycle, RequestRecord, Timeline
 from diptych.core.ids import BlockHash, RequestId
 from diptych.core.messages import Aborted, Failed, Finished, FormerAttempt, PeerAddress
 from diptych.core.request import Request
@@ -61,8 +61,12 @@ class InFlight:
     """What the last attempt came to."""
     routed_s: float = 0.0
     migrated_s: float | None = None
+    prefill_started_s: float | None = None
+    """As the worker that reads its prompt has told."""
     first_token_s: float | None = None
     """When the router got the first token of any choice."""
+    second_token_s: float | None = None
+    """When it got the next one: until then the answer was on its way to the batch of its decode worker."""
     open_choices: set[int] = field(default_factory=set)
     """Those that may hold something on the decode worker: it has not told their ends."""
     num_output_tokens: int = 0
@@ -111,6 +115,33 @@ class InFlight:
             self.num_output_tokens += end.num_output_tokens
             self.last_end = end
 
+    def to_unfinished_record(self) -> RequestRecord:
+        """Return how far the request has come, with times as the router has heard of them."""
+        placement = self.placement
+        prefill = None if placement is None else placement.prefill
+        moments = {
+            Lifecycle.ARRIVED: self.request.arrived_s,
+            Lifecycle.ROUTED: self.routed_s or None,
+            Lifecycle.PREFILL_STARTED: self.prefill_started_s,
+            Lifecycle.FIRST_TOKEN: self.first_token_s,
+            Lifecycle.JOINED: self.second_token_s,
+            Lifecycle.MIGRATED: self.migrated_s,
+        }
+        return RequestRecord(
+            request_id=self.request_id,
+            outcome=UNFINISHED if self.outcome is None else self.outcome,
+            decode_worker="" if placement is None else placement.decode.worker_id,
+            prefill_worker=None if prefill is None else prefill.worker_id,
+            num_prompt_tokens=len(self.request.prompt_token_ids),
+            num_cached_tokens=self.answer.num_cached_tokens,
+            num_output_tokens=self.answer.num_in_order,
+            num_preemptions=0,
+            timeline={event: moment_s for event, moment_s in moments.items() if moment_s is not None},
+            num_loaded_tokens=self.answer.num_loaded_tokens,
+            num_migrations=self.num_migrations,
+            num_choices=self.request.num_choices,
+        )
+
     def to_record(self, failed: Failed | None, now_s: float) -> RequestRecord:
         """Return what is left at the end; `failed` is the worker's last word, if that was it."""
         if self.outcome is None:
@@ -139,4 +170,5 @@ class InFlight:
             timeline=timeline,
             num_loaded_tokens=self.answer.num_loaded_tokens,
             num_migrations=self.num_migrations,
+            num_choices=self.request.num_choices,
         )

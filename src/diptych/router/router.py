@@ -158,6 +158,7 @@ class Router:
             model=self._model,
             max_model_len=self._max_model_len,
             num_requests=self._follower.num_in_flight,
+            num_ended=self._follower.history.num_ended,
             workers=self._registry.worker_infos(),
             num_dropped_messages=self._inbox.num_dropped,
         )
@@ -172,6 +173,10 @@ class Router:
     def recent_requests(self) -> list[RequestRecord]:
         """Return the last requests to end, oldest first; at most `MAX_RECENT_REQUESTS`."""
         return self._follower.history.recent()
+
+    def unfinished_requests(self, most: int) -> list[RequestRecord]:
+        """Return how far the requests that are here have come; those that arrived first, `most` of them."""
+        return self._follower.unfinished(most)
 
     def drain_worker(self, worker_id: WorkerId, timeout_s: float, *, will_return: bool) -> PeerAddress:
         """Take a worker out of service, in order; see `diptych.core.service.ClusterService`."""

@@ -52,6 +52,7 @@ class BothRoles:
     def prepare_sampling(self) -> None:
         """Do what the running step's tokens need and its logits do not."""
         self.decode.prepare_sampling()
+        self.prefill.prepare_sampling()
 
     def on_step_done(self, outcome: Logits | EngineError) -> None:
         """Take the result of the step planned last."""

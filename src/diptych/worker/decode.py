@@ -230,7 +230,8 @@ class DecodeRole:
         for sequence in answers:
             sequence.note_first(Lifecycle.JOINED, now_s)
         for sequence, _ in reading:
-            sequence.note_first(Lifecycle.PREFILL_STARTED, now_s)
+            if sequence.note_first(Lifecycle.PREFILL_STARTED, now_s):
+                self.report.add_begun(sequence.request_id, sequence.attempt, now_s)
         return self._batch.parts
 
     def drop_step(self) -> None:

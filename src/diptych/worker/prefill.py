@@ -15,6 +15,7 @@ from diptych.core.cost_model import count_pairs
 from diptych.core.errors import BlockTableError, EngineError, PeerUnreachableError
 from diptych.core.ids import WorkerId
 from diptych.core.messages import (
+    Begun,
     Filled,
     Grant,
     GrantEnded,
@@ -63,6 +64,7 @@ class PrefillRole:
         self._pace = pace
         self._queue: list[GrantedPrompt] = []
         self._batch: list[tuple[GrantedPrompt, int]] = []  # of the running step: who, and how many tokens
+        self._begun: list[Begun] = []  # in the running step
         self._gone: dict[WorkerId, int] = {}
         self._in_step: list[Revoke | PeerGone] = []  # came during the running step, which writes into the blocks
 
@@ -122,11 +124,21 @@ class PrefillRole:
         now_s = self._clock.now_s()
         self._batch = list(zip(self._queue, chunks, strict=False))
         for prompt, _ in self._batch:
-            prompt.started_s = prompt.started_s or now_s
+            if not prompt.started_s:
+                prompt.started_s = now_s
+                self._begun.append(_begun(prompt))
         return [prompt.part(num_tokens) for prompt, num_tokens in self._batch]
 
     def prepare_sampling(self) -> None:
-        """Do nothing: what the first tokens' grammars let through came with the grants."""
+        """Use the time of the running step to tell who is in one for the first time.
+
+        Nothing is to be prepared: what the first tokens' grammars let through came with the grants.
+        """
+        if self._begun:
+            begun, self._begun = self._begun, []
+            order = self._order
+            message = Tokens(worker_id=order.worker_id, incarnation=order.incarnation, begun=begun)
+            self._send(order.router_endpoint, message)
 
     def on_step_done(self, outcome: Logits | EngineError) -> None:
         """Take the result of the step planned last: nothing is being written now."""
@@ -263,6 +275,11 @@ class PrefillRole:
         except PeerUnreachableError:
             # A peer that has not read 10,000 messages is hung; the launcher finds that out and PeerGone follows.
             return
+
+
+def _begun(prompt: GrantedPrompt) -> Begun:
+    grant = prompt.grant
+    return Begun(request_id=grant.request_id, attempt=grant.attempt, prefill_started_s=prompt.started_s)
 
 
 def _started(prompt: GrantedPrompt) -> Started:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 
 from diptych.core.events import FinishReason, Lifecycle
-from diptych.core.ids import WorkerId
+from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import (
     Aborted,
+    Begun,
     CacheChange,
     Failed,
     FailureKind,
@@ -24,6 +25,7 @@ class Report:
     """Events since the last message."""
 
     loading: list[Loading] = field(default_factory=list)
+    begun: list[Begun] = field(default_factory=list)
     started: list[Started] = field(default_factory=list)
     tokens: list[TokenEvent] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
@@ -35,6 +37,10 @@ class Report:
         self.loading.append(
             Loading(request_id=sequence.request_id, attempt=sequence.attempt, num_found_tokens=num_found_tokens)
         )
+
+    def add_begun(self, request_id: RequestId, attempt: int, prefill_started_s: float) -> None:
+        """Tell that the first chunk of a prompt has been in a step."""
+        self.begun.append(Begun(request_id=request_id, attempt=attempt, prefill_started_s=prefill_started_s))
 
     def add_started(self, sequence: Sequence, prompt_logprobs: list[TokenLogprobs] | None) -> None:
         """Tell that a prompt has been read."""
@@ -99,13 +105,14 @@ class Report:
 
     def take(self, worker_id: WorkerId, incarnation: int, cache_change: CacheChange | None) -> Tokens | None:
         """Return the message and start anew; None if there is nothing to tell."""
-        told = (self.loading, self.started, self.tokens, self.finished, self.failed, self.aborted)
+        told = (self.loading, self.begun, self.started, self.tokens, self.finished, self.failed, self.aborted)
         if not (any(told) or cache_change):
             return None
         message = Tokens(
             worker_id=worker_id,
             incarnation=incarnation,
             loading=self.loading,
+            begun=self.begun,
             started=self.started,
             tokens=self.tokens,
             finished=self.finished,
@@ -113,6 +120,6 @@ class Report:
             aborted=self.aborted,
             cache_change=cache_change,
         )
-        self.loading, self.started, self.tokens = [], [], []
+        self.loading, self.begun, self.started, self.tokens = [], [], [], []
         self.finished, self.failed, self.aborted = [], [], []
         return message

@@ -124,6 +124,8 @@ class Sequence:
         """Whether logits of all prompt tokens are needed: so asked, and the answer has not begun."""
         return self.request.sampling.num_prompt_logprobs is not None and self.num_output_tokens == 0
 
-    def note_first(self, event: Lifecycle, now_s: float) -> None:
-        """Record when `event` happened for the first time."""
+    def note_first(self, event: Lifecycle, now_s: float) -> bool:
+        """Record when `event` happened for the first time; tell whether that is now."""
+        is_first = event not in self.timeline
         self.timeline.setdefault(event, now_s)
+        return is_first

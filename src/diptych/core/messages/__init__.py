@@ -17,6 +17,7 @@ requests are submitted anew with what they have come to.
 
 from diptych.core.messages.answers import (
     Aborted,
+    Begun,
     Failed,
     FailureKind,
     Finished,
@@ -39,6 +40,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "Abort",
     "Aborted",
+    "Begun",
     "Borrow",
     "CacheChange",
     "CacheSnapshot",

@@ -6,12 +6,20 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from diptych.core.bounds import NAME, Count, Index, TokenId
+from diptych.core.bounds import NAME, Count, Index, Seconds, TokenId
 from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages.caching import CacheChange
 from diptych.core.messages.peers import Message
 from diptych.core.request import TokenLogprobs
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt's first chunk has been in a step: only for those who watch, and lost without harm."""
+
+    request_id: Annotated[RequestId, NAME]
+    attempt: Count
+    prefill_started_s: Seconds
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +121,7 @@ class Tokens(Message, frozen=True, kw_only=True):
     worker_id: Annotated[WorkerId, NAME]
     incarnation: Count
     loading: list[Loading] = msgspec.field(default_factory=list)
+    begun: list[Begun] = msgspec.field(default_factory=list)
     started: list[Started] = msgspec.field(default_factory=list)
     tokens: list[TokenEvent] = msgspec.field(default_factory=list)
     runs: list[TokenRun] = msgspec.field(default_factory=list)

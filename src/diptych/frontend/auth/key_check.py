@@ -3,8 +3,9 @@
 Everything needs a key but what `OPEN_PATHS` names, so a new route is closed unless somebody decides otherwise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -17,10 +18,13 @@ from diptych.frontend.errors import AuthenticationError, ForbiddenError, error_r
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/docs", "/openapi.json"})
 """For load balancers, and for people who want to know how to ask. They say nothing of any request."""
+OPEN_PREFIX = "/dashboard"
+"""A page and its files, the same for everybody: what they show comes from other paths, for which they ask for a key."""
 ADMIN_PREFIX = "/diptych/"
 """What all keys do: sizes, times and cache hits of everybody's requests."""
 MAX_AUTHORIZATION_BYTES = 512
 TENANT = "diptych.tenant"
+_KEY_HOLDS = "diptych.key_holds"
 HOW = "send it as `Authorization: Bearer KEY`"
 _NAMES_IN_URLS = frozenset({"api_key", "api-key", "apikey", "key", "token", "access_token"})
 
@@ -29,6 +33,17 @@ def tenant_of(scope: Mapping[str, Any]) -> Tenant | None:
     """Return who sent a request; None where no keys are needed."""
     tenant: Tenant | None = scope.get(TENANT)
     return tenant
+
+
+def key_holds(scope: Mapping[str, Any]) -> Callable[[], bool]:
+    """Return what tells, of a request that is served for long, whether its key still opens what it asked for."""
+    holds: Callable[[], bool] = scope.get(_KEY_HOLDS, lambda: True)
+    return holds
+
+
+def is_open(path: str) -> bool:
+    """Tell whether a path needs no key."""
+    return path in OPEN_PATHS or path == OPEN_PREFIX or path.startswith(f"{OPEN_PREFIX}/")
 
 
 class KeyCheck:
@@ -41,7 +56,7 @@ class KeyCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         path = "" if scope["type"] != "http" else str(scope["path"]).removeprefix(scope["root_path"])
-        if path in OPEN_PATHS:
+        if is_open(path):
             await self._app(scope, receive, send)
             return
         with ExitStack() as counted:
@@ -52,7 +67,15 @@ class KeyCheck:
             except RequestError as error:
                 await error_response(error)(scope, receive, send)
                 return
-            await self._app({**scope, TENANT: tenant}, receive, send)
+            holds = partial(self._holds, scope, path)
+            await self._app({**scope, TENANT: tenant, _KEY_HOLDS: holds}, receive, send)
+
+    def _holds(self, scope: Scope, path: str) -> bool:
+        try:
+            self._admit(scope, path)
+        except RequestError:
+            return False
+        return True
 
     def _admit(self, scope: Scope, path: str) -> Tenant:
         tenant = self._keys.find(_presented(scope))
