@@ -176,6 +176,7 @@ class Follower:
 
     def _on_news(self, flight: InFlight, index: int, num_tokens: int) -> None:
         """Go on after tokens that are new, of which the first has this index."""
+        self.history.on_tokens(num_tokens, is_first=flight.first_token_s is None)
         if flight.first_token_s is None:
             flight.first_token_s = self._clock.now_s()
         elif flight.second_token_s is None and index:

@@ -151,7 +151,7 @@ class Mover:
             num_prompt_tokens,
             flight.prompt_hashes,
             flight.refused_by,
-            min(self._history.mean_output_tokens, max_tokens) * request.num_choices,
+            min(self._history.expected_output_tokens, max_tokens) * request.num_choices,
             min(num_prompt_tokens + max_tokens, self._max_model_len),
         )
 
