@@ -53,6 +53,8 @@ docs: $(VENV)/dev.stamp ## Write the pages of docs that are made from code, and 
 	$(BIN)/python docs/make_api_page.py
 	$(BIN)/python docs/make_reference_pages.py
 	PYTHONPATH=benchmarks $(BIN)/python docs/make_goodput_table.py
+	$(BIN)/python docs/make_metrics_table.py
+	$(BIN)/python docs/make_grafana_dashboard.py
 	$(BIN)/python -m mkdocs build --strict --quiet
 
 screenshots: $(VENV)/dev.stamp ## Take the pictures of the dashboard anew, of a modeled server under load.

@@ -2,8 +2,9 @@
 
 The modeled engine takes no time, so that the front process (HTTP, router, text) on one core is the limit; worker and
 client share another core. Each pair has all streams run as fast as they can, and then at a pace: steps that take
-`--step-ms`, where gaps between tokens should be those of the steps. At the end py-spy looks at the front process under
-full load, and says what the time goes into.
+`--step-ms`, where gaps between tokens should be those of the steps. Then the same load on two servers in turn, with and
+without metrics: what counting costs. At the end py-spy looks at the front process under full load, and says what the
+time goes into.
 """
 
 import os
@@ -33,8 +34,10 @@ from harness.result import Finding, single
 
 MIN_TOKENS_PER_S = 20_000
 MAX_ADDED_GAP_MS = 10.0
+MAX_COUNTING_RATIO = 1.02
 FRONT_MODULE = b"diptych.launch.front"
 PROMPT = [5] * 16
+ALL_CORES = sorted(os.sched_getaffinity(0))
 SETTLE_EVENTS = 20
 """Of each stream at a pace, not counted: all of them begin at once."""
 EVENT_LOOP_MARK = "diptych/launch/front.py"
@@ -75,7 +78,7 @@ class Run:
 
 def measure(options: FrontendOptions, progress: ProgressBar) -> Outcome:
     """Measure both parts, then profile."""
-    progress.expect(2 * options.pairs + 1)
+    progress.expect(3 * options.pairs + 1)
     nominal_s = SMOLLM2_135M_ONE_AVX2_CORE.step_s([(1, options.num_tokens // 2)] * options.num_streams)
     fast: list[Run] = []
     paced: list[Run] = []
@@ -89,19 +92,54 @@ def measure(options: FrontendOptions, progress: ProgressBar) -> Outcome:
         for _ in range(options.pairs):
             with progress.part("at a pace"):
                 paced.append(_run(server, front_pid, options))
-    return Outcome(_findings(fast, paced, options), _samples(fast, paced, shares), notes=_notes(shares))
+    counting = _measure_counting(options, progress)
+    findings = [*_findings(fast, paced, options), _counting_finding(counting, options)]
+    return Outcome(findings, _samples(fast, paced, shares) | {"counting": counting}, notes=_notes(shares))
+
+
+def _measure_counting(options: FrontendOptions, progress: ProgressBar) -> list[dict[str, float]]:
+    """Return the CPU time a token of each pair, with metrics and without."""
+    pairs: list[dict[str, float]] = []
+    with _serving(options, 0.0) as counting, _serving(options, 0.0, has_metrics=False) as plain:
+        sides = {"with": counting, "without": plain}
+        for number in range(options.pairs):
+            with progress.part("with and without metrics"):
+                names = list(sides) if number % 2 == 0 else list(sides)[::-1]
+                times = {name: _run(*sides[name], options).front_cpu_us for name in names}
+                pairs.append({"with_us": times["with"], "without_us": times["without"]})
+    return pairs
+
+
+def _counting_finding(pairs: list[dict[str, float]], options: FrontendOptions) -> Finding:
+    ratios = [pair["with_us"] / pair["without_us"] for pair in pairs]
+    return Finding(
+        what="CPU time a token with metrics, times that without",
+        measured=estimate_median(ratios, options.seed),
+        unit="",
+        at_most=MAX_COUNTING_RATIO,
+    )
 
 
 @contextmanager
-def _serving(options: FrontendOptions, scale: float) -> Iterator[tuple[diptych.Server, int]]:
+def _serving(
+    options: FrontendOptions, scale: float, *, has_metrics: bool = True
+) -> Iterator[tuple[diptych.Server, int]]:
     """Serve with the front process alone on one core."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = ALL_CORES
+    os.sched_setaffinity(0, set(cores))  # beside another server this program has been moved off the first one
+    others = set(tree_of(os.getpid()))
     config = diptych.ServeConfig(
-        engine="modeled", modeled_time_scale=scale, port=0, kv_bytes=20 * MODELED_KV_BYTES, mixed=1, max_num_seqs=256
+        engine="modeled",
+        modeled_time_scale=scale,
+        port=0,
+        kv_bytes=20 * MODELED_KV_BYTES,
+        mixed=1,
+        max_num_seqs=256,
+        metrics=has_metrics,
     )
     with ExitStack() as stack:
         server = stack.enter_context(diptych.serve(config))
-        processes = [pid for pid in tree_of(os.getpid()) if pid != os.getpid()]
+        processes = [pid for pid in tree_of(os.getpid()) if pid not in others]
         front = [pid for pid in processes if FRONT_MODULE in Path(f"/proc/{pid}/cmdline").read_bytes()]
         if len(front) != 1:
             raise BenchError("the front process was not found among this program's children")
@@ -138,8 +176,13 @@ def _gaps(stream: RawStream) -> list[float]:
 
 
 def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Return the CPU time of a process, to the nanosecond where the kernel counts that finely."""
+    tasks = Path(f"/proc/{pid}/task")
+    try:
+        return sum(int((task / "schedstat").read_text(encoding="utf-8").split()[0]) for task in tasks.iterdir()) / 1e9
+    except OSError:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _profile(server: diptych.Server, front_pid: int, options: FrontendOptions) -> dict[str, float]:

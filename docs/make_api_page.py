@@ -39,8 +39,10 @@ and a reason; nothing is silently ignored. Types are strict, unknown fields are 
 | `GET /diptych/requests` | the last 1,000 requests: sizes and when each step happened, no text (admin keys) |
 | `GET /diptych/events` | all there is to see, four times a second ([watching.md](watching.md); admin keys) |
 | `GET /dashboard`, `GET /dashboard/{name}` | a page that shows it, and the page's files |
+| `GET /metrics` | everything that is counted, for Prometheus (admin keys); [what each metric means](operations.md) |
 | `POST /diptych/workers/{worker_id}/drain` | take a worker out of service, as `diptych drain` does (admin keys) |
 | `POST /diptych/workers/{worker_id}/start` | start a worker that is down (admin keys) |
+| `POST /diptych/workers/{worker_id}/profile` | where a worker's time goes, as `diptych profile` shows it (admin keys) |
 
 Where the server has API keys, every request brings one as `Authorization: Bearer KEY`, except to `/health`, `/ready`,
 `/version`, `/docs`, `/openapi.json` and `/dashboard`. Without a valid one it gets 401; a key that has used up what it

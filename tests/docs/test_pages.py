@@ -38,6 +38,7 @@ def test_every_decision_is_listed_with_its_title() -> None:
     assert set(rows) == {decision.name for decision in decisions}
     for decision in decisions:
         assert decision.read_text().startswith(f"# {decision.name[:4]}: {rows[decision.name]}\n")
+    assert len({decision.name[:4] for decision in decisions}) == len(decisions)
 
 
 def test_every_decision_has_its_parts() -> None:

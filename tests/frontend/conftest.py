@@ -16,7 +16,7 @@ import uvloop
 from diptych.core.errors import NotFoundError, RequestError, UnavailableError
 from diptych.core.events import FinishReason, Lifecycle, RequestRecord
 from diptych.core.ids import RequestId, WorkerId
-from diptych.core.messages import HealthState, PeerAddress, Role, WorkerState, WorkerStatus
+from diptych.core.messages import HealthState, PeerAddress, Role, StackSamples, WorkerState, WorkerStatus
 from diptych.core.request import Request, TokenLogprobs
 from diptych.core.service import AnswerPart, ClusterStatus, EndOut, RunningAnswer, StartOut, TokensOut, WorkerInfo
 from diptych.frontend.app import create_app
@@ -126,6 +126,9 @@ class FakeService:
 
     def revive_worker(self, worker_id: WorkerId) -> None:
         raise UnavailableError(f"{worker_id} is ready; only one that is down can be started")
+
+    async def sample_worker(self, worker_id: WorkerId, duration_s: float) -> StackSamples:
+        raise NotFoundError(f"there is no worker {worker_id} to look at for {duration_s:g} s")
 
     def status(self) -> ClusterStatus:
         worker = WorkerInfo(

@@ -32,7 +32,7 @@ from diptych.core.messages import (
 )
 from diptych.core.request import Request, SamplingParams
 from diptych.core.service import AnswerPart
-from diptych.router.ports import Staff
+from diptych.router.ports import Observer, Staff
 from diptych.router.router import Router
 from diptych.router.settings import RouterSettings
 
@@ -87,7 +87,11 @@ class Cluster:
     """The router under test, its clock, and words to put into its workers' mouths."""
 
     def __init__(
-        self, expected: Mapping[str, Role] | None = None, staff: Staff | None = None, **settings: float
+        self,
+        expected: Mapping[str, Role] | None = None,
+        staff: Staff | None = None,
+        observer: Observer | None = None,
+        **settings: float,
     ) -> None:
         self.clock = VirtualClock(1000.0)
         self.inbox, self.outbox = SilentInbox(), ListOutbox()
@@ -101,6 +105,7 @@ class Cluster:
             settings=RouterSettings(**{"local_prefill_max_tokens": 4, **settings}),  # type: ignore[arg-type]
             expected_workers={WorkerId(name): role for name, role in (expected or {}).items()},
             staff=staff,
+            observer=observer,
         )
 
     def request(

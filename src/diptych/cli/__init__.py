@@ -15,6 +15,7 @@ from diptych.cli.cache import cache_app
 from diptych.cli.calibrate import calibrate_command
 from diptych.cli.key import key_app
 from diptych.cli.model import model_app
+from diptych.cli.profile import profile_command
 from diptych.cli.serve import serve_command
 from diptych.cli.simulate import simulate_command
 from diptych.cli.status import status_command
@@ -43,6 +44,7 @@ app.command("calibrate")(calibrate_command)
 app.command("simulate")(simulate_command)
 app.command("status")(status_command)
 app.command("top")(top_command)
+app.command("profile")(profile_command)
 app.command("drain")(drain_command)
 app.command("restart")(restart_command)
 app.add_typer(bench_app, name="bench")

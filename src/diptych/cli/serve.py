@@ -13,12 +13,14 @@ from rich.markup import escape
 from diptych.cli.status import workers_table
 from diptych.core.config import API_KEY_VARIABLE, LIST_SETTINGS, ServeConfig, load_config
 from diptych.core.errors import LaunchError
+from diptych.core.logs import configure_logging
 from diptych.core.streams import take_stdout_error
 from diptych.launch.server import Server, serve
 from diptych.models import stderr_progress
 
 SIGNAL_POLL_S = 0.2
 API, WORKERS, MEMORY, LIMITS, MODEL = "API", "Workers", "KV cache", "Limits", "Model and engine"
+WATCHING = "Watching it"
 
 
 def _option(field: str, panel: str, *names: str, metavar: str | None = None) -> Any:
@@ -85,6 +87,10 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     start_timeout_s: Annotated[float | None, _option("start_timeout_s", LIMITS)] = None,
     max_queue: Annotated[int | None, _option("max_queue", LIMITS)] = None,
     max_connections: Annotated[int | None, _option("max_connections", LIMITS)] = None,
+    metrics: Annotated[bool | None, _option("metrics", WATCHING)] = None,
+    log_format: Annotated[str | None, _option("log_format", WATCHING, metavar="NAME")] = None,
+    log_level: Annotated[str | None, _option("log_level", WATCHING, metavar="NAME")] = None,
+    slow_request_s: Annotated[float | None, _option("slow_request_s", WATCHING)] = None,
 ) -> None:
     """Serve a model over OpenAI's API.
 
@@ -100,7 +106,9 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
         if flags[name] is not None:
             flags[name] = [part.strip() for part in flags[name].split(",")]
     settings = load_config(flags, os.environ, config)
-    console = Console(stderr=True)
+    configure_logging("launcher", settings.log)
+    # Where the log is for programs, so is all of stderr; what people are told stands in the log as well.
+    console = Console(stderr=True, quiet=settings.log_format == "json")
     signals = StopSignals()
     with console.status("starting") as spinner:
         server = serve(

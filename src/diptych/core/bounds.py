@@ -34,5 +34,8 @@ ENDPOINT = Meta(max_length=256)
 HASH = Meta(min_length=16, max_length=16)
 """Of a `BlockHash`."""
 
+MAX_STACK_CHARACTERS = 6000
+MAX_STACKS = 2000
+"""Different ones in one profile; what is seen most often is told."""
 MAX_SNAPSHOT_PIECE_BLOCKS = 2048
 """Of a prefix cache in one message: what a router takes in within a millisecond or two."""

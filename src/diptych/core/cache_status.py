@@ -58,6 +58,12 @@ class CacheStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Of those, found in this worker's blocks."""
     num_tier_tokens: Count
     """Of those, loaded from the tier below."""
+    num_computed_tokens: Count = 0
+    """Of those, neither found nor loaded."""
+    num_copied_tokens: Count = 0
+    """Of those found in memory, copied from another worker's blocks first."""
+    num_copied_bytes: Count = 0
+    """In all, whatever became of it."""
     num_declined_loads: Count = 0
     """Requests that the tier could have served, and computing was predicted to be sooner."""
     num_lost_blocks: Count = 0

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from diptych.core.control import AdmissionName, EngineKind, EvictionName, KVDtype, RoutingName
 from diptych.core.errors import ConfigError
+from diptych.core.logs import LogFormat, LogLevel, LogSettings
 
 ENVIRONMENT_PREFIX = "DIPTYCH_"
 API_KEY_VARIABLE = "DIPTYCH_API_KEY"
@@ -196,6 +197,16 @@ class ServeConfig(BaseModel):
         default=4096, ge=1, description="Most open connections; one more takes an idle one's place, or gets 503."
     )
 
+    metrics: bool = Field(default=True, description="Count requests, tokens and steps for GET /metrics (Prometheus).")
+
+    log_format: LogFormat = Field(default="text", description="How the log looks: text for people, json for programs.")
+    log_level: LogLevel = Field(default="info", description="What is logged: debug, info, warning or error.")
+    slow_request_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Log requests that take longer, with the time of each of their phases [default: none].",
+    )
+
     @model_validator(mode="after")
     def _fits_together(self) -> "ServeConfig":
         if self.num_decode + self.mixed == 0:
@@ -218,6 +229,11 @@ class ServeConfig(BaseModel):
                 "leave one out"
             )
         return self
+
+    @property
+    def log(self) -> LogSettings:
+        """How every process logs."""
+        return LogSettings(self.log_format, self.log_level)
 
     @property
     def routing_name(self) -> RoutingName:

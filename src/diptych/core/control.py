@@ -175,6 +175,9 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     admission: AdmissionName
     costs: dict[WorkerId, CostModel]
     """How long steps take on each worker."""
+    has_metrics: bool = True
+    slow_request_s: float | None = None
+    """How long a request may take before the log tells of it."""
 
 
 class FrontendListening(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -18,6 +18,7 @@ DiptychError
     ├── InvalidRequestError    400: the client must change the request
     ├── NotFoundError          404: no such model or route
     ├── OverloadedError        429: try again later, with Retry-After
+    │   └── SloError               429: it would miss the SLO for the load of others
     ├── InternalError          500: a defect of ours; the log has the details
     └── UnavailableError       503: no worker can take it now, or could in time; mostly with Retry-After
 """
@@ -149,6 +150,10 @@ class OverloadedError(RequestError):
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
+
+
+class SloError(OverloadedError):
+    """The request is predicted to miss the SLO for the load of others (HTTP 429)."""
 
 
 class InternalError(RequestError):

@@ -71,6 +71,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     num_migrations: int = 0
     """How often its worker died or was taken out of service before the end."""
     num_choices: int = 1
+    traceparent: str = ""
+    """Of the trace that its client has it in (W3C); empty: it named none."""
 
     @property
     def ttft_s(self) -> float | None:

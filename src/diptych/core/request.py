@@ -69,6 +69,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Answers to draw from the same prompt, whose KV they share."""
     cache_salt: Annotated[str, Meta(max_length=1024)] = ""
     """Blocks are shared only among requests of the same salt."""
+    traceparent: Annotated[str, Meta(max_length=64)] = ""
+    """Of the trace that the client has it in (W3C); empty: it named none."""
     deadline_s: Seconds
     """Node clock; past it the request fails wherever it is."""
     arrived_s: Seconds

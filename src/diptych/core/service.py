@@ -8,7 +8,7 @@ import msgspec
 
 from diptych.core.events import FinishReason, RequestRecord
 from diptych.core.ids import WorkerId
-from diptych.core.messages import HealthState, PeerAddress, Role, WorkerStatus
+from diptych.core.messages import HealthState, PeerAddress, Role, StackSamples, WorkerStatus
 from diptych.core.request import Request, TokenLogprobs
 
 
@@ -82,6 +82,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Running or waiting now."""
     num_ended: int = 0
     """Since the frontend's start; those that were refused are not counted."""
+    num_unread: int = 0
+    """Of those, without a first token: waiting, or their prompts are being read."""
     workers: dict[WorkerId, WorkerInfo]
     num_dropped_messages: int = 0
     """That came to the router and were none, or made no sense."""
@@ -128,5 +130,12 @@ class ClusterService(RequestService, Protocol):
         """Start a worker that was taken out of service, or has crashed too often.
 
         Raises: NotFoundError, UnavailableError (it is up).
+        """
+        ...
+
+    async def sample_worker(self, worker_id: WorkerId, duration_s: float) -> StackSamples:
+        """Return what a worker was seen doing for that long.
+
+        Raises: NotFoundError, UnavailableError.
         """
         ...

@@ -1,7 +1,7 @@
 """Serves a generation over HTTP, whole or streamed, for as long as its client waits."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Protocol
 
 from starlette.requests import Request as HttpRequest
@@ -14,11 +14,13 @@ from diptych.frontend.answer import AnswerEvent, AnswerEvents, Generation, Whole
 from diptych.frontend.auth.key_check import tenant_of
 from diptych.frontend.auth.tenant import MeteredService, Tenant
 from diptych.frontend.client_connection import ClientConnection, ClientGoneError, Intake
+from diptych.frontend.client_headers import ClientHeaders
 from diptych.frontend.errors import error_body
 from diptych.frontend.event_stream import EventStream
 from diptych.frontend.grammar_check import GrammarChecker
 from diptych.frontend.openai.wire import stream_error_event
 from diptych.frontend.text.tokenizer import Tokenizer
+from diptych.telemetry.rejections import OnRejected, noting
 
 NGINX_STATUS_CLIENT_GONE = 499
 """Nobody reads it; a proxy's log or a test may."""
@@ -43,10 +45,17 @@ def _write_stream_error(error: RequestError) -> bytes:
 class Answering:
     """What routes need to serve what they have translated."""
 
-    def __init__(
-        self, service: RequestService, tokenizer: Tokenizer, clock: Clock, intake: Intake, grammars: GrammarChecker
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it is made of
+        self,
+        service: RequestService,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        intake: Intake,
+        grammars: GrammarChecker,
+        on_rejected: OnRejected,
     ) -> None:
         self._service = service
+        self._on_rejected = on_rejected
         self._tokenizer = tokenizer
         self._clock = clock
         self._intake = intake
@@ -64,7 +73,7 @@ class Answering:
             answer = await self._connection(http_request, generation).run(work)
         except ClientGoneError:
             return Response(status_code=NGINX_STATUS_CLIENT_GONE)
-        return _named(Response(write(answer), media_type="application/json"), generation)
+        return _named(Response(write(answer), media_type="application/json"), generation, http_request)
 
     def stream(
         self,
@@ -76,7 +85,7 @@ class Answering:
         """Return the answer as a stream of server-sent events."""
         connection = self._connection(http_request, generation)
         events = self._events(generation, shape, tenant_of(http_request.scope))
-        return _named(EventStream(events, write_error, connection), generation)
+        return _named(EventStream(events, write_error, connection), generation, http_request)
 
     async def _collect(self, generation: Generation, tenant: Tenant | None) -> WholeAnswer:
         async with self._admitted(generation, tenant) as (service, own):
@@ -104,11 +113,14 @@ class Answering:
         name = "" if tenant is None else tenant.key.name
         for grammar in {request.sampling.grammar for request in generation.requests}:
             if grammar is not None:
-                await self._grammars.check(grammar, name)
+                with noting(self._on_rejected):
+                    await self._grammars.check(grammar, name)
         if tenant is None:
             yield self._service, generation
             return
-        with tenant.spending(generation) as spending:
+        with ExitStack() as running:
+            with noting(self._on_rejected):
+                spending = running.enter_context(tenant.spending(generation))
             yield MeteredService(self._service, spending), tenant.salted(generation)
 
     def _connection(self, http_request: HttpRequest, generation: Generation) -> ClientConnection:
@@ -116,6 +128,8 @@ class Answering:
         return ClientConnection(http_request.receive, self._intake, left_s)
 
 
-def _named(response: Response, generation: Generation) -> Response:
-    response.headers["X-Request-Id"] = generation.requests[0].request_id
+def _named(response: Response, generation: Generation, http_request: HttpRequest) -> Response:
+    """Name the request as its client does or, if it has no name for it, as we do."""
+    own_id = generation.requests[0].request_id
+    response.headers["X-Request-Id"] = ClientHeaders.of(http_request.headers).request_id or own_id
     return response

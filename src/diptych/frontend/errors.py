@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from diptych.core.errors import InternalError, InvalidRequestError, NotFoundError, OverloadedError, RequestError
+from diptych.telemetry.rejections import OnRejected
 
 MAX_MESSAGE_CHARACTERS = 1000
 MAX_PARAM_CHARACTERS = 200
@@ -126,20 +127,25 @@ def _printable(text: str, max_characters: int) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Make `app` answer every error in OpenAI's shape (an unexpected one is caught by `middleware.LastResort`)."""
+def install_error_handlers(app: FastAPI, on_rejected: OnRejected) -> None:
+    """Make `app` answer every error in OpenAI's shape (an unexpected one is caught by `middleware.LastResort`).
+
+    `on_rejected` hears of bodies that are wrong; whoever raises a RequestError has told it already.
+    """
+
+    async def on_validation_error(_: Request, error: Exception) -> Response:
+        found = cast(RequestValidationError, error)
+        described = describe_validation_error(found.errors(), found.body)
+        on_rejected(described)
+        return error_response(described)
+
     app.add_exception_handler(RequestError, _on_request_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
 async def _on_request_error(_: Request, error: Exception) -> Response:
     return error_response(cast(RequestError, error))
-
-
-async def _on_validation_error(_: Request, error: Exception) -> Response:
-    described = cast(RequestValidationError, error)
-    return error_response(describe_validation_error(described.errors(), described.body))
 
 
 async def _on_http_exception(request: Request, exception: Exception) -> Response:

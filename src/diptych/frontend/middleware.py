@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from diptych.core.errors import InternalError, RequestError
 from diptych.frontend.client_connection import ClientGoneError, Intake
 from diptych.frontend.errors import BodyTimeoutError, BodyTooLargeError, error_response
+from diptych.telemetry.rejections import OnRejected
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,11 @@ class LastResort:
 class Gate:
     """Gives each POST a place in the intake until its answer is sent, and reads its body, within limits."""
 
-    def __init__(self, app: ASGIApp, intake: Intake, max_body_bytes: int, body_timeout_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, intake: Intake, max_body_bytes: int, body_timeout_s: float, on_rejected: OnRejected
+    ) -> None:
         self._app = app
+        self._on_rejected = on_rejected
         self._intake = intake
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
@@ -76,6 +80,7 @@ class Gate:
         except ClientGoneError:
             log.debug("a client hung up while it sent its body")
         except RequestError as error:
+            self._on_rejected(error)
             await error_response(error)(scope, receive, send)
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:

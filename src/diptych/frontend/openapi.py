@@ -7,7 +7,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from diptych.frontend.auth.key_check import ADMIN_PREFIX, is_open
+from diptych.frontend.auth.key_check import is_for_admins, is_open
 from diptych.frontend.errors import ErrorBody
 
 Responses = dict[int | str, dict[str, Any]]
@@ -62,6 +62,13 @@ def answers(  # noqa: PLR0913  facts of a route, each by name
     for code, other in (or_else or {}).items():
         schema = {"anyOf": [_marked(other), _ERROR_BODY]}
         responses[code] = {"description": _ERRORS[code], "content": {"application/json": {"schema": schema}}}
+    return responses
+
+
+def plain_text() -> Responses:
+    """Return the `responses` of a route that answers with text."""
+    responses = answers(None, not_found=True)
+    responses[200] = {"description": "The answer.", "content": {"text/plain": {}}}
     return responses
 
 
@@ -122,7 +129,7 @@ def _add_keys(schema: dict[str, Any]) -> None:
     """Say where a key is needed, and what follows if there is none."""
     schema["components"]["securitySchemes"] = {_KEY_SCHEME: {"type": "http", "scheme": "bearer"}}
     for path, operations in schema["paths"].items():
-        codes = [] if is_open(path) else [401, 403] if path.startswith(ADMIN_PREFIX) else [401]
+        codes = [] if is_open(path) else [401, 403] if is_for_admins(path) else [401]
         for operation in operations.values():
             operation["security"] = [{_KEY_SCHEME: []}] if codes else []
             for code in codes:

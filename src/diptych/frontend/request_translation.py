@@ -12,8 +12,9 @@ from diptych.core.clock import Clock
 from diptych.core.errors import InvalidRequestError, NotFoundError
 from diptych.core.ids import RequestId
 from diptych.core.request import Request, SamplingParams
-from diptych.frontend import grammar
+from diptych.frontend import client_headers, grammar
 from diptych.frontend.answer import Generation
+from diptych.frontend.client_headers import ClientHeaders
 from diptych.frontend.openai.chat import ChatCompletionRequest
 from diptych.frontend.openai.chat_shape import ChatLook
 from diptych.frontend.openai.completion_shape import CompletionLook
@@ -44,7 +45,9 @@ class RequestTranslator:
 
     # Chat
 
-    def from_chat(self, body: ChatCompletionRequest) -> tuple[Generation, ChatLook]:
+    def from_chat(
+        self, body: ChatCompletionRequest, headers: ClientHeaders = client_headers.NONE
+    ) -> tuple[Generation, ChatLook]:
         """Return what a chat body asks for, and how its answer shall look.
 
         Raises: InvalidRequestError, NotFoundError.
@@ -64,10 +67,10 @@ class RequestTranslator:
             num_prompt_logprobs=body.prompt_logprobs,
             grammar=self._grammar(body),
         )
-        base = self._base_id("chatcmpl", body)
+        base = self._base_id("chatcmpl", body, headers)
         wants_tokens = params.num_logprobs is not None or bool(body.return_token_ids)
         generation = Generation(
-            [self._request(base, body, prompt, params, arrived_s)],
+            [self._request(base, body, prompt, params, arrived_s, headers)],
             self._sampling.text_options(body, wants_tokens=wants_tokens),
         )
         return generation, ChatLook(
@@ -109,7 +112,9 @@ class RequestTranslator:
 
     # Completions
 
-    def from_completion(self, body: CompletionRequest) -> tuple[Generation, CompletionLook]:
+    def from_completion(
+        self, body: CompletionRequest, headers: ClientHeaders = client_headers.NONE
+    ) -> tuple[Generation, CompletionLook]:
         """Return what a completion body asks for, and how its answer shall look.
 
         Raises: InvalidRequestError, NotFoundError.
@@ -120,7 +125,7 @@ class RequestTranslator:
         prompts = [self._truncated(self._prompt_token_ids(prompt, body), body) for prompt in body.prompts]
         of_structure = None if body.structure is None else grammar.of_structured_outputs(body.structure)
         with_prompt = [body.prompt_logprobs, body.logprobs if body.echo else None]
-        base = self._base_id("cmpl", body)
+        base = self._base_id("cmpl", body, headers)
         requests: list[Request] = []
         for index, prompt in enumerate(prompts):
             params = self._sampling.params(
@@ -131,7 +136,7 @@ class RequestTranslator:
                 grammar=of_structure or grammar.of_response_format(body.response_format),
             )
             request_id = base if len(prompts) == 1 else f"{base}-{index}"
-            requests.append(self._request(request_id, body, prompt, params, arrived_s))
+            requests.append(self._request(request_id, body, prompt, params, arrived_s, headers))
         wants_tokens = body.logprobs is not None or bool(body.return_token_ids)
         generation = Generation(requests, self._sampling.text_options(body, wants_tokens=wants_tokens))
         return generation, CompletionLook(
@@ -227,11 +232,20 @@ class RequestTranslator:
         return LogprobWriter(self._tokenizer, num_top, as_token_ids=bool(body.return_tokens_as_token_ids))
 
     @staticmethod
-    def _base_id(kind: Literal["chatcmpl", "cmpl"], body: GenerationBody) -> str:
-        return f"{kind}-{body.request_id or secrets.token_hex(16)}"
+    def _base_id(kind: Literal["chatcmpl", "cmpl"], body: GenerationBody, headers: ClientHeaders) -> str:
+        if body.request_id is not None or headers.request_id is None:
+            return f"{kind}-{body.request_id or secrets.token_hex(16)}"
+        # Who tries again sends the same header: that must not clash with what is left of the first try.
+        return f"{kind}-{headers.request_id}-{secrets.token_hex(4)}"
 
-    def _request(
-        self, request_id: str, body: GenerationBody, prompt: list[int], params: SamplingParams, arrived_s: float
+    def _request(  # noqa: PLR0913, PLR0917  all that makes a request
+        self,
+        request_id: str,
+        body: GenerationBody,
+        prompt: list[int],
+        params: SamplingParams,
+        arrived_s: float,
+        headers: ClientHeaders,
     ) -> Request:
         return Request(
             request_id=RequestId(request_id),
@@ -239,6 +253,7 @@ class RequestTranslator:
             sampling=params,
             num_choices=body.num_choices,
             cache_salt=body.cache_salt or "",
+            traceparent=headers.traceparent,
             deadline_s=arrived_s + self._settings.request_timeout_s,
             arrived_s=arrived_s,
         )

@@ -146,7 +146,7 @@ class FrontendServer:
             return
         listener = self._listen()
         self._is_serving = True
-        log.info("listening on %s://%s:%d", self._scheme, self._host, self.port)
+        log.debug("listening on %s://%s:%d", self._scheme, self._host, self.port)
         try:
             await self._server.serve(sockets=[listener])
         finally:

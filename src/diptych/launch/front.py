@@ -1,6 +1,7 @@
 """The front process: HTTP frontend and router on one event loop. Started by the launcher."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -24,8 +25,11 @@ from diptych.core.control import (
 )
 from diptych.core.errors import DiptychError, LaunchError
 from diptych.core.ids import WorkerId
+from diptych.core.logs import about
 from diptych.core.messages import PeerAddress, ToRouter
+from diptych.core.service import ClusterStatus
 from diptych.core.slo import Slo
+from diptych.core.version import __version__
 from diptych.frontend.app import create_app
 from diptych.frontend.server import FrontendServer
 from diptych.frontend.settings import FrontendSettings
@@ -35,6 +39,9 @@ from diptych.kv.hashing import BlockHasher
 from diptych.router.inspection import InspectedInbox
 from diptych.router.router import Router
 from diptych.router.settings import RouterSettings
+from diptych.telemetry.metrics import Metrics
+from diptych.telemetry.trace_setup import open_traces
+from diptych.telemetry.watch import Watch
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
 from diptych.wire.mailbox import AsyncInbox, Outbox
@@ -42,6 +49,7 @@ from diptych.wire.neighbours import Neighbours
 
 ORDER_TIMEOUT_S = 300.0
 READY_POLL_S = 0.01
+log = logging.getLogger("diptych.launch.front")  # its own name is __main__
 
 
 async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> None:
@@ -50,6 +58,9 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
     inbox: AsyncInbox[ToRouter] = AsyncInbox(zmq.asyncio.Context(context), order.endpoint, ToRouter)
     outbox = Outbox(context)
     clock = SystemClock()
+    slo = Slo(order.slo_ttft_s, order.slo_tpot_s)
+    metrics = Metrics(order.model.name, slo, clock) if order.has_metrics else None
+    watch = Watch(clock, metrics, open_traces(os.environ, order.model.name, clock), order.slow_request_s)
     router = Router(
         model=order.model.name,
         max_model_len=order.max_model_len,
@@ -72,6 +83,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         expected_workers=order.workers,
         costs=order.costs,
         staff=_Launcher(control),
+        observer=watch,
     )
     settings = FrontendSettings(
         model_name=order.model.name,
@@ -91,7 +103,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
     tls = None
     if order.tls_cert is not None and order.tls_key is not None:
         tls = ServerTls(Path(order.tls_cert), Path(order.tls_key), clock).context
-    server = FrontendServer(create_app(router, tokenizer, settings, clock), order.host, order.port, tls)
+    server = FrontendServer(create_app(router, tokenizer, settings, clock, watch), order.host, order.port, tls)
     control.send(FrontendListening(port=server.bind()))
     must_stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, must_stop.set)
@@ -107,6 +119,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
             routing.cancel()
             living.cancel()
     finally:
+        await watch.close()
         inbox.close()
         outbox.close()
 
@@ -115,6 +128,29 @@ async def _announce_ready(router: Router, control: ControlChannel[FromLauncher])
     while router.status().health != "ready":  # noqa: ASYNC110  once, at the start
         await asyncio.sleep(READY_POLL_S)
     control.send(ClusterReady())
+    _tell_ready(router.status())
+
+
+def _tell_ready(status: ClusterStatus) -> None:
+    """Write the line of the log with which a server begins."""
+    workers = {worker_id: str(info.role) for worker_id, info in status.workers.items()}
+    num_blocks = sum(info.status.num_blocks for info in status.workers.values())
+    log.info(
+        "version %s serves %s: context %d tokens, %d KV blocks, workers %s",
+        __version__,
+        status.model,
+        status.max_model_len,
+        num_blocks,
+        ", ".join(workers),
+        extra=about(
+            event="startup",
+            version=__version__,
+            model=status.model,
+            max_model_len=status.max_model_len,
+            num_blocks=num_blocks,
+            workers=workers,
+        ),
+    )
 
 
 async def _say_alive(control: ControlChannel[FromLauncher]) -> None:

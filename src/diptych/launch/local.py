@@ -93,10 +93,10 @@ class LocalCluster:
         segment, self._segment_descriptor = Segment.create(self._config.kv_bytes)
         try:
             on_progress("starting the workers")
-            self._frontend = ChildProcess("frontend", FRONTEND_MODULE)
+            self._frontend = ChildProcess("frontend", FRONTEND_MODULE, self._orders.log)
             lives = {worker_id: number for number, worker_id in enumerate(self._roles, start=1)}
             for worker_id, number in lives.items():
-                child = ChildProcess(worker_id, WORKER_MODULE, [self._segment_descriptor])
+                child = ChildProcess(worker_id, WORKER_MODULE, self._orders.log, [self._segment_descriptor])
                 self._workers[worker_id] = child
                 child.control.send(self._orders.worker(worker_id, number, self._segment_descriptor))
             Segment.reserve(self._segment_descriptor, segment.num_bytes)

@@ -8,6 +8,7 @@ from diptych.core.config import ServeConfig
 from diptych.core.control import FrontendOrder, LayoutReport, Lease, ModelOrder, WorkerOrder
 from diptych.core.errors import ConfigError
 from diptych.core.ids import WorkerId
+from diptych.core.logs import LogSettings
 from diptych.core.messages import Role
 from diptych.hardware.known_costs import modeled_costs
 from diptych.launch.access import Access
@@ -57,6 +58,11 @@ class Orders:
         self._directory = directory
         self._disk = disk
         self._chat_template = None if config.chat_template is None else read_template(config.chat_template)
+
+    @property
+    def log(self) -> LogSettings:
+        """How every process logs."""
+        return self._config.log
 
     @property
     def router_endpoint(self) -> str:
@@ -134,6 +140,8 @@ class Orders:
             slo_tpot_s=config.slo_tpot_s,
             admission=config.admission_name,
             costs=agreement.costs.models,
+            has_metrics=config.metrics,
+            slow_request_s=config.slow_request_s,
         )
 
     def _model_order(self) -> ModelOrder:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from diptych.core.control import ToLauncher
 from diptych.core.errors import LaunchError
+from diptych.core.logs import LogSettings
 from diptych.wire.control import ControlChannel
 
 STDERR = 2
@@ -17,14 +18,15 @@ STDERR = 2
 class ChildProcess:
     """Runs `python -m module --control FD`. It ends when this process does, however that ends."""
 
-    def __init__(self, name: str, module: str, descriptors: Sequence[int] = ()) -> None:
-        """Start it; it inherits `descriptors` under the same numbers.
+    def __init__(self, name: str, module: str, log: LogSettings, descriptors: Sequence[int] = ()) -> None:
+        """Start it; it logs as `name`, and inherits `descriptors` under the same numbers.
 
         Raises: LaunchError if the system starts no more processes.
         """
         self.name = name
         ours, theirs = socket.socketpair()
         arguments = [sys.executable, "-m", module, "--control", str(theirs.fileno())]
+        arguments += ["--name", name, "--log-format", log.format, "--log-level", log.level]
         try:
             self._process = subprocess.Popen(
                 arguments,

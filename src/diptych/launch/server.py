@@ -125,14 +125,16 @@ def fetch_status(remote: Remote) -> dict[str, Any]:
     return content
 
 
-def order_worker(remote: Remote, worker: str, action: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Ask a running server to do something with a worker: `drain` or `start`.
+def order_worker(
+    remote: Remote, worker: str, action: str, body: dict[str, Any], timeout_s: float = STATUS_TIMEOUT_S
+) -> dict[str, Any]:
+    """Ask a running server to do something with a worker: `drain`, `start` or `profile`.
 
     Raises: LaunchError if none answers there, or it refuses.
     """
     address = f"{remote.url.rstrip('/')}/diptych/workers/{worker}/{action}"
     try:
-        answer = httpx.post(address, json=body, headers=remote.headers, verify=remote.tls, timeout=STATUS_TIMEOUT_S)
+        answer = httpx.post(address, json=body, headers=remote.headers, verify=remote.tls, timeout=timeout_s)
         content: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise no_answer(remote.url, error) from None

@@ -299,7 +299,7 @@ class Supervisor:
             if seat.worker_id is None:
                 self._begin_frontend(seat, now_s)
             else:
-                seat.child = ChildProcess(seat.name, WORKER_MODULE, [self._segment_descriptor])
+                seat.child = ChildProcess(seat.name, WORKER_MODULE, self._orders.log, [self._segment_descriptor])
                 seat.enter(SeatState.COMPILING, now_s)
                 order = self._orders.worker(seat.worker_id, seat.incarnation, self._segment_descriptor)
                 seat.child.control.send(order)
@@ -310,7 +310,7 @@ class Supervisor:
             seat.due_s = now_s + plan_restart(seat.deaths_s, now_s).delay_s
 
     def _begin_frontend(self, seat: Seat, now_s: float) -> None:
-        seat.child = ChildProcess(seat.name, FRONTEND_MODULE)
+        seat.child = ChildProcess(seat.name, FRONTEND_MODULE, self._orders.log)
         seat.enter(SeatState.WARMING, now_s)
         seat.child.control.send(self._orders.frontend(seat.incarnation, self._port, self._agreement))
         # It knows nobody yet: who lives greets it, who does not is told here.

@@ -22,6 +22,7 @@ from diptych.core.errors import (
 )
 from diptych.core.events import FinishReason, RequestRecord
 from diptych.core.ids import BlockHash, RequestId
+from diptych.core.logs import about
 from diptych.core.messages import (
     Abort,
     Aborted,
@@ -40,7 +41,7 @@ from diptych.router.history import History
 from diptych.router.in_flight import InFlight, Phase
 from diptych.router.mover import Mover
 from diptych.router.placement import Placer
-from diptych.router.ports import LetterBox
+from diptych.router.ports import LetterBox, Observer
 from diptych.router.registry import WorkerLife
 from diptych.router.settings import RouterSettings
 
@@ -58,7 +59,9 @@ class Follower:
         settings: RouterSettings,
         block_size: int,
         max_model_len: int,
+        observer: Observer | None = None,
     ) -> None:
+        self._observer = observer
         self._outbox = outbox
         self._clock = clock
         self._settings = settings
@@ -76,6 +79,11 @@ class Follower:
     def unfinished(self, most: int) -> list[RequestRecord]:
         """Return how far the requests in flight have come, those that arrived first, `most` of them."""
         return [flight.to_unfinished_record() for flight in islice(self._in_flight.values(), most)]
+
+    @property
+    def num_unread(self) -> int:
+        """Of those, the ones whose clients still wait for the first token."""
+        return sum(flight.first_token_s is None and flight.outcome is None for flight in self._in_flight.values())
 
     def start(self, request: Request, hashes: list[BlockHash]) -> InFlight:
         """Send a request to workers, or let it wait for one to come back.
@@ -125,10 +133,11 @@ class Follower:
             flight = self._in_flight.get(started.request_id)
             if flight is not None and started.attempt == flight.attempt:
                 flight.answer.put_start(started.num_cached_tokens, started.prompt_logprobs, started.num_loaded_tokens)
+        now_s = self._clock.now_s()
         for event in message.tokens:
-            self._on_token(event)
+            self._on_token(event, now_s)
         for run in message.runs:
-            self._on_run(run)
+            self._on_run(run, now_s)
         for finished in message.finished:
             flight = self._find(message, finished.request_id, finished.attempt)
             if flight is not None:
@@ -158,29 +167,31 @@ class Follower:
             return None
         return flight
 
-    def _on_token(self, event: TokenEvent) -> None:
+    def _on_token(self, event: TokenEvent, now_s: float) -> None:
         # The sender is not compared: a first token that outlived its prefill worker is as good as any, and its decode
         # worker, which was told of it by `Filled`, may never send it again.
         flight = self._in_flight.get(event.request_id)
         if flight is None or event.attempt != flight.attempt or not flight.answer.put_token(event):
             return
-        self._on_news(flight, event.index, 1)
+        self._on_news(flight, event.choice, event.index, 1, now_s)
 
-    def _on_run(self, run: TokenRun) -> None:
+    def _on_run(self, run: TokenRun, now_s: float) -> None:
         flight = self._in_flight.get(run.request_id)
         if flight is None or run.attempt != flight.attempt:
             return
         num_new = flight.answer.put_run(run)
         if num_new:
-            self._on_news(flight, run.index + len(run.token_ids) - num_new, num_new)
+            self._on_news(flight, run.choice, run.index + len(run.token_ids) - num_new, num_new, now_s)
 
-    def _on_news(self, flight: InFlight, index: int, num_tokens: int) -> None:
-        """Go on after tokens that are new, of which the first has this index."""
+    def _on_news(self, flight: InFlight, choice: int, index: int, num_tokens: int, now_s: float) -> None:
+        """Go on after tokens of a choice that are new, of which the first has this index."""
         self.history.on_tokens(num_tokens, is_first=flight.first_token_s is None)
         if flight.first_token_s is None:
-            flight.first_token_s = self._clock.now_s()
+            flight.first_token_s = now_s
         elif flight.second_token_s is None and index:
-            flight.second_token_s = self._clock.now_s()
+            flight.second_token_s = now_s
+        if self._observer is not None:
+            self._tell_tokens(self._observer, flight, choice, num_tokens, now_s)
         if flight.placement is not None:
             # The first token of an attempt, be it the answer's first or not, says that the prompt has been read.
             flight.placement.on_tokens(flight.request_id)
@@ -190,6 +201,16 @@ class Follower:
                 flight.placement.on_blocks_full(flight.request_id, num_full, self._block_size)
         if flight.answer.is_settled:
             self._on_progress(flight)
+
+    @staticmethod
+    def _tell_tokens(observer: Observer, flight: InFlight, choice: int, num_tokens: int, now_s: float) -> None:
+        """Tell of new tokens of a choice; of a run, as if they had come evenly."""
+        last_s = flight.token_s.get(choice)
+        flight.token_s[choice] = now_s
+        gap_s = None if last_s is None else (now_s - last_s) / num_tokens
+        for _ in range(num_tokens):
+            observer.on_token(gap_s)
+            gap_s = gap_s or 0.0
 
     def _on_finished(self, flight: InFlight, finished: Finished) -> None:
         flight.close_choice(finished)
@@ -283,7 +304,8 @@ class Follower:
                 case Phase.END_HELD:
                     self._make_homeless(flight, self._mover.on_answer_torn, "a part of the answer was lost")
                 case Phase.ABORTING:
-                    log.warning("%s did not confirm the end of %s in time", _owner_id(flight), flight.request_id)
+                    text = "%s did not confirm the end of %s in time"
+                    log.warning(text, _owner_id(flight), flight.request_id, extra=about(request_id=flight.request_id))
                     self._close(flight)
         self.settle_homeless()
 
@@ -318,7 +340,8 @@ class Follower:
         try:
             self._outbox.send(flight.owner.address.endpoint, Abort(request_id=flight.request_id, choice=choice))
         except PeerUnreachableError as error:
-            log.warning("%s was not told to abort %s: %s", _owner_id(flight), flight.request_id, error)
+            text = "%s was not told to abort %s: %s"
+            log.warning(text, _owner_id(flight), flight.request_id, error, extra=about(request_id=flight.request_id))
 
     def _decide(self, flight: InFlight, outcome: str, error: RequestError | None) -> None:
         """Fix a request's one outcome, and let its client hear of it."""
@@ -327,6 +350,8 @@ class Follower:
         flight.outcome = outcome
         if error is not None:
             flight.answer.fail(error)
+        if error is not None and outcome == "failed" and self._observer is not None:
+            self._observer.on_rejected(error, was_taken=True)
 
     def _fail(self, flight: InFlight, error: RequestError, failed: Failed | None) -> None:
         self._decide(flight, "failed", error)
@@ -339,7 +364,10 @@ class Follower:
         self._homeless.pop(flight.request_id, None)
         if self._in_flight.pop(flight.request_id, None) is None:
             return
-        self.history.add(flight.to_record(failed, self._clock.now_s()))
+        record = flight.to_record(failed, self._clock.now_s())
+        self.history.add(record)
+        if self._observer is not None:
+            self._observer.on_ended(record)
 
 
 def _owner_id(flight: InFlight) -> str:

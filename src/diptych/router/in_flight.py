@@ -67,6 +67,8 @@ class InFlight:
     """When the router got the first token of any choice."""
     second_token_s: float | None = None
     """When it got the next one: until then the answer was on its way to the batch of its decode worker."""
+    token_s: dict[int, float] = field(default_factory=dict)
+    """When the router got the last token of each choice; only where somebody counts the gaps."""
     open_choices: set[int] = field(default_factory=set)
     """Those that may hold something on the decode worker: it has not told their ends."""
     num_output_tokens: int = 0
@@ -171,4 +173,5 @@ class InFlight:
             num_loaded_tokens=self.answer.num_loaded_tokens,
             num_migrations=self.num_migrations,
             num_choices=self.request.num_choices,
+            traceparent=self.request.traceparent,
         )

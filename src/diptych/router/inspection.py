@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from diptych.core.bounds import MAX_SNAPSHOT_PIECE_BLOCKS
 from diptych.core.ids import BlockHash, WorkerId
-from diptych.core.messages import CacheSnapshot, Heartbeat, Tokens, ToRouter, WorkerExited
+from diptych.core.messages import CacheSnapshot, Heartbeat, StackSamples, Tokens, ToRouter, WorkerExited
 from diptych.wire.mailbox import AsyncInbox
 from diptych.wire.neighbours import Neighbours
 
@@ -44,6 +44,8 @@ class InspectedInbox:
             case Tokens(cache_change=change):
                 stored = [] if change is None else change.stored
                 return self._find_sender_fault(message) or self._find_stored_fault(message.worker_id, stored)
+            case StackSamples():
+                return self._find_sender_fault(message)
             case CacheSnapshot():
                 return self._find_sender_fault(message) or self._find_snapshot_fault(message)
             case WorkerExited(worker_id=worker_id):
@@ -58,7 +60,7 @@ class InspectedInbox:
         self._num_blocks[address.worker_id] = status.num_blocks
         return None
 
-    def _find_sender_fault(self, message: Tokens | CacheSnapshot) -> str | None:
+    def _find_sender_fault(self, message: Tokens | CacheSnapshot | StackSamples) -> str | None:
         worker_id, incarnation = message.worker_id, message.incarnation
         if not self._neighbours.has_inbox(worker_id, incarnation):
             return f"there is no life {incarnation} of {worker_id}"

@@ -11,12 +11,13 @@ import logging
 
 from diptych.core.clock import Clock
 from diptych.core.errors import (
-    OverloadedError,
     PeerUnreachableError,
     RequestError,
     RequestTimeoutError,
+    SloError,
     UnavailableError,
 )
+from diptych.core.logs import about
 from diptych.core.messages import FormerAttempt, Submit
 from diptych.core.slo import Slo
 from diptych.policy.admission import Rejected, admit_by_forecast, retry_after_s
@@ -86,7 +87,8 @@ class Mover:
     def _leave(self, flight: InFlight, reason: str) -> None:
         assert flight.placement is not None
         worker_id = flight.placement.decode.worker_id
-        log.info("attempt %d at %s on %s came to nothing: %s", flight.attempt, flight.request_id, worker_id, reason)
+        text = "attempt %d at %s on %s came to nothing: %s"
+        log.info(text, flight.attempt, flight.request_id, worker_id, reason, extra=about(request_id=flight.request_id))
         flight.refused_by.add(flight.placement.decode.address)
         flight.setback = reason
         flight.lose_home()
@@ -117,18 +119,18 @@ class Mover:
         )
 
     def _raise_if_too_late(self, flight: InFlight, placement: Placement) -> None:
-        """Raises: OverloadedError if a new request is predicted to miss the SLO there."""
+        """Raises: SloError if a new request is predicted to miss the SLO there."""
         if flight.attempt:
             return
         slo = Slo(self._settings.slo_ttft_s, self._settings.slo_tpot_s)
         admission = admit_by_forecast(self._settings.admission, placement.forecast, slo)
         if isinstance(admission, Rejected):
-            raise OverloadedError(admission.reason, retry_after_s=admission.retry_after_s)
+            raise SloError(admission.reason, retry_after_s=admission.retry_after_s)
 
     def try_settle(self, flight: InFlight) -> bool:
         """Send a request that is homeless to a worker; False: none takes it now, but one may come back.
 
-        Raises: RequestTimeoutError; OverloadedError; UnavailableError if nobody is there nor expected.
+        Raises: RequestTimeoutError; SloError; UnavailableError if nobody is there nor expected.
         """
         while True:
             placement = self._try_place(flight)

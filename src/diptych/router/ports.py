@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from diptych.core.errors import RequestError
+from diptych.core.events import RequestRecord
 from diptych.core.ids import BlockHash, WorkerId
-from diptych.core.messages import Message, PeerAddress, ToRouter
+from diptych.core.messages import Heartbeat, Message, PeerAddress, ToRouter
 
 
 class PromptHasher(Protocol):
@@ -58,6 +60,26 @@ class Staff(Protocol):
 
     def revive(self, worker_id: WorkerId) -> None:
         """Start a worker that is down."""
+        ...
+
+
+class Observer(Protocol):
+    """Hears what happens, to count it (telemetry/). Its methods return at once and raise nothing."""
+
+    def on_token(self, gap_s: float | None) -> None:
+        """Take a token of an answer, and the time since the one before; None: it is the first."""
+        ...
+
+    def on_ended(self, record: RequestRecord) -> None:
+        """Take the record of a request that was taken and has ended."""
+        ...
+
+    def on_rejected(self, error: RequestError, *, was_taken: bool = False) -> None:
+        """Take note of a request that gets no answer or, if it was taken, no more of it."""
+        ...
+
+    def on_heartbeat(self, heartbeat: Heartbeat) -> None:
+        """Take what a worker says of itself."""
         ...
 
 

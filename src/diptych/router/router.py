@@ -19,6 +19,7 @@ from diptych.core.errors import (
     NotFoundError,
     OverloadedError,
     PeerUnreachableError,
+    RequestError,
     UnavailableError,
 )
 from diptych.core.events import RequestRecord
@@ -30,6 +31,7 @@ from diptych.core.messages import (
     PeerAddress,
     PeerGone,
     Role,
+    StackSamples,
     Tokens,
     ToRouter,
     WorkerExited,
@@ -43,10 +45,11 @@ from diptych.router.drains import Drains
 from diptych.router.follower import Follower
 from diptych.router.in_flight import InFlight
 from diptych.router.placement import Placer
-from diptych.router.ports import LetterBox, LetterSlot, NoStaff, PromptHasher, Staff
+from diptych.router.ports import LetterBox, LetterSlot, NoStaff, Observer, PromptHasher, Staff
 from diptych.router.prefix_index import PrefixIndex
 from diptych.router.registry import WorkerLife, WorkerRegistry
 from diptych.router.settings import RouterSettings
+from diptych.router.stack_sampling import StackSampling
 
 SWEEP_INTERVAL_S = 0.1
 TIDY_INTERVAL_S = 0.002
@@ -89,6 +92,7 @@ class Router:
         expected_workers: Mapping[WorkerId, Role],
         costs: Mapping[WorkerId, CostModel] | None = None,
         staff: Staff | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._model = model
         self._max_model_len = max_model_len
@@ -100,8 +104,10 @@ class Router:
         self._prefixes = PrefixIndex()
         self._cache_feed = CacheFeed(self._prefixes, outbox, clock)
         placer = Placer(self._registry, self._prefixes, hasher.block_size, settings)
-        self._follower = Follower(placer, outbox, clock, settings, hasher.block_size, max_model_len)
+        self._observer = observer
+        self._follower = Follower(placer, outbox, clock, settings, hasher.block_size, max_model_len, observer)
         self._staff = staff or NoStaff()
+        self._stack_sampling = StackSampling(self._registry, outbox)
         self._drains = Drains(self._registry, clock, self._staff.retire)
         self._was_ready = False
         self._is_draining = False
@@ -126,8 +132,16 @@ class Router:
 
         Raises: as `serve` on entering.
         """
+        try:
+            return self._accept(request)
+        except RequestError as error:
+            if self._observer is not None:
+                self._observer.on_rejected(error)
+            raise
+
+    def _accept(self, request: Request) -> InFlight:
         if self._is_draining:
-            raise UnavailableError("the server is shutting down and takes no new requests")
+            raise UnavailableError("the server is shutting down and takes no new requests", code="draining")
         num_prompt_tokens = len(request.prompt_token_ids)
         if not 0 < num_prompt_tokens < self._max_model_len:
             raise InvalidRequestError(
@@ -159,6 +173,7 @@ class Router:
             max_model_len=self._max_model_len,
             num_requests=self._follower.num_in_flight,
             num_ended=self._follower.history.num_ended,
+            num_unread=self._follower.num_unread,
             workers=self._registry.worker_infos(),
             num_dropped_messages=self._inbox.num_dropped,
         )
@@ -190,6 +205,10 @@ class Router:
         if info.status.state is not WorkerState.DEAD:
             raise UnavailableError(f"{worker_id} is {info.status.state}; only one that is down can be started")
         self._staff.revive(worker_id)
+
+    async def sample_worker(self, worker_id: WorkerId, duration_s: float) -> StackSamples:
+        """Return what a worker was seen doing; see `diptych.core.service.ClusterService`."""
+        return await self._stack_sampling.sample(worker_id, duration_s)
 
     def begin_drain(self) -> None:
         """Take no new requests from now on; those that are here go on to their ends."""
@@ -237,7 +256,11 @@ class Router:
                 self._follower.on_tokens(message)
             case CacheSnapshot():
                 self._cache_feed.on_snapshot(message)
+            case StackSamples():
+                self._stack_sampling.on_samples(message)
             case Heartbeat():
+                if self._observer is not None:
+                    self._observer.on_heartbeat(message)
                 # A new life of a worker is only started once the old one has been reaped, so it tells of that end too.
                 self._on_worker_gone(self._registry.on_heartbeat(message))
                 self._cache_feed.on_heartbeat(message)
@@ -270,4 +293,5 @@ class Router:
                 self._outbox.send(peer.address.endpoint, gone)
             except PeerUnreachableError as error:
                 log.warning("%s was not told that %s is gone: %s", peer.worker_id, life.worker_id, error)
+        self._stack_sampling.on_worker_gone(life)
         self._follower.on_worker_gone(life, is_orderly=is_orderly)

@@ -7,7 +7,6 @@ from diptych.core.cache_status import CacheStatus
 
 LOG_INTERVAL_S = 60.0
 log = logging.getLogger(__name__)
-log.setLevel(logging.INFO)  # its one line a minute is for whoever reads the server's output, whatever else is not
 
 
 @dataclass(slots=True)
@@ -16,9 +15,13 @@ class CacheUse:
 
     num_asked_tokens: int = 0
     num_memory_tokens: int = 0
-    """Found in this worker's blocks."""
+    """Found in this worker's blocks, or copied into them from another's."""
+    num_copied_tokens: int = 0
+    """Of those, copied."""
     num_loaded_tokens: int = 0
     """Loaded from the tier below."""
+    num_computed_tokens: int = 0
+    """What was left to compute of them."""
 
 
 class HitLog:

@@ -72,6 +72,8 @@ class Copies:
         self._gone: dict[WorkerId, int] = {}
         self.byte_s = 0.0
         """How long a core takes to copy a byte, by a running mean."""
+        self.num_bytes = 0
+        """Copied so far, of all copies."""
 
     def measure(self, scratch: Several[BlockId]) -> None:
         """Find out how long a copy takes, with two blocks or more that hold nothing."""
@@ -168,6 +170,7 @@ class Copies:
             if not may_go_on():
                 break
         copy.num_bytes = position
+        self.num_bytes += position - begin
         whole = slice(begin // size, position // size)
         self._take(copy, records[whole], copy.sequence.block_table[copy.first_index :][whole])
         return position - begin

@@ -14,6 +14,7 @@ from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
 from diptych.core.errors import DamagedBlockError, EngineError, GrammarError
 from diptych.core.events import FinishReason, Lifecycle
+from diptych.core.logs import about
 from diptych.core.messages import (
     Abort,
     Borrow,
@@ -185,7 +186,9 @@ class DecodeRole:
 
     def _read_here(self, handoff: Handoff, reason: str) -> None:
         """Go on without the writer."""
-        log.warning("%s reads the prompt of %s itself: %s", self._order.worker_id, handoff.sequence.request_id, reason)
+        request_id = handoff.sequence.request_id
+        text = "%s reads the prompt of %s itself: %s"
+        log.warning(text, self._order.worker_id, request_id, reason, extra=about(request_id=request_id))
         handoff.sequence.prefill = None
         self.blocks.take_back(handoff.sequence)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from diptych.core.cost_model import CostModel, StepWork
 from diptych.worker.memory import StepPart
+from diptych.worker.work_log import WorkLog
 
 SMOOTHING = 0.1
 SCALE_SMOOTHING = 0.03
@@ -44,6 +45,7 @@ class Speed:
         self.prefill_tokens_per_s = prefill_tokens_per_s
         self.decode_step_s = 0.0
         self.num_steps = 0
+        self.work = WorkLog()
         self.prefill_share = 0.0
         """Of the time, spent on prompts of late."""
         self._costs = costs
@@ -73,6 +75,7 @@ class Speed:
 
     def on_step(self, prompts: StepWork, answers: StepWork, duration_s: float) -> None:
         """Take a step into account: its prompts' part and its answers' part."""
+        self.work.on_step(prompts, answers, duration_s)
         self.num_steps += 1
         if prompts.num_rows and not answers.num_rows:
             speed = prompts.num_tokens / max(duration_s, 1e-9)

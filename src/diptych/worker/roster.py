@@ -223,6 +223,7 @@ class Roster:
         if Lifecycle.RESERVED not in sequence.timeline:
             sequence.note_first(Lifecycle.RESERVED, self._clock.now_s())
             self.cache_use.num_asked_tokens += sequence.num_prompt_tokens
+            sequence.num_cached_tokens = sequence.num_computed_tokens
             if self._copies.try_begin(sequence):
                 sequence.state = SequenceState.COPYING
                 return
@@ -231,6 +232,7 @@ class Roster:
 
     def on_copied(self, sequence: Sequence) -> None:
         """Go on with a sequence of whose prompt no more is copied."""
+        self.cache_use.num_copied_tokens += sequence.num_computed_tokens - sequence.num_cached_tokens
         self._count_cached(sequence)
         self._load_or_start(sequence)
 
@@ -265,6 +267,8 @@ class Roster:
             self._start(sequence)
 
     def _start(self, sequence: Sequence) -> None:
+        if not sequence.num_preemptions:
+            self.cache_use.num_computed_tokens += max(sequence.num_remaining_prompt_tokens, 0)
         if sequence.num_remaining_prompt_tokens <= 0:  # preempted, and its whole prompt is still cached
             sequence.state = SequenceState.DECODING
         elif not self._try_grant(sequence):

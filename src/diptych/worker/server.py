@@ -5,10 +5,12 @@
 The loop itself never computes; steps run on a thread (step_thread.py), so messages are read while one is running.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 
@@ -26,6 +28,7 @@ from diptych.core.messages import (
     PeerGone,
     Remains,
     Role,
+    SampleStacks,
     ToWorker,
     WorkerState,
     WorkerStatus,
@@ -58,6 +61,7 @@ from diptych.worker.pace import Pace
 from diptych.worker.prefill import PrefillRole
 from diptych.worker.sampling.guide import GrammarCompiler
 from diptych.worker.sequence_blocks import SequenceBlocks, first_epoch, spare_blocks
+from diptych.worker.stack_sampler import StackSampler
 from diptych.worker.step_thread import StepThread
 from diptych.worker.tiering import Tiering, cache_status, open_disk_tier
 
@@ -92,6 +96,7 @@ class Worker:
         self._inbox = inbox
         self._wake = Wake()
         self._steps = StepThread(engine, memory, self._wake)
+        self._stacks = StackSampler(threading.get_ident(), lambda: self._steps.ident, self._wake)
         self._grammars = GrammarCompiler(
             lambda: load_vocabulary(Path(order.model.path)),
             engine.eos_token_ids,
@@ -110,7 +115,7 @@ class Worker:
         eviction = make_order(order.eviction, len(block_ids))
         self._cache = PrefixCache(block_ids, held, eviction) if order.writes_answers else PrefixCache([])
         self._cache_log = CacheLog(order.worker_id, order.incarnation, self._cache)
-        self._is_snapshot_wanted = False
+        self._is_snapshot_wanted = self._is_stopping = False
         self._tiering: Tiering | None = None
         self._hit_log = HitLog(order.worker_id, clock.now_s())
         prefill = PrefillRole(order, engine, memory, self._outbox, clock, pace)
@@ -156,7 +161,6 @@ class Worker:
         self._copy_pace = CopyPace(clock, lambda: self._steps.has_ended)
         self._must_turn = False
         """Whether there is more to do at once, though nobody writes and no step ends."""
-        self._is_stopping = False
         self._next_heartbeat_s = 0.0
 
     def stop(self, *_: int | FrameType | None) -> None:
@@ -171,6 +175,7 @@ class Worker:
             self._send_heartbeat(WorkerState.DRAINING)
             if self._tiering is not None:
                 self._tiering.close(lambda: self._lifeline.on_turn(is_in_step=self._steps.is_running))
+        self._stacks.close()
         self._grammars.close()
         self._inbox.close()
         self._context.term()
@@ -186,10 +191,14 @@ class Worker:
                 self._lifeline.on_gone(message)
                 self._outbox.forget(message.address)
             self._is_snapshot_wanted |= isinstance(message, CacheSnapshotWanted)
+            if isinstance(message, SampleStacks):
+                self._stacks.begin(message)
         done = self._steps.try_take()
         if done is not None:
             outcome, duration_s = done
-            if not isinstance(outcome, EngineError):
+            if isinstance(outcome, EngineError):
+                self._speed.work.on_failed_step()
+            else:
                 self._speed.on_step(*self._step_work, duration_s)
             self._role.on_step_done(outcome)
         if self._decode is not None:
@@ -203,6 +212,7 @@ class Worker:
         if self._tiering is not None:
             self._tiering.demotions.on_turn(is_busy=self._steps.is_running)
         self._report()
+        self._tell_stacks()
         if self._clock.now_s() >= self._next_heartbeat_s:
             self._send_heartbeat(WorkerState.READY)
 
@@ -248,6 +258,13 @@ class Worker:
         except PeerUnreachableError as error:
             log.warning("the router will ask again for what is cached: %s", error)
 
+    def _tell_stacks(self) -> None:
+        """Answer whoever wanted to know what this worker is doing, if enough has been seen."""
+        seen = self._stacks.try_take(self._order.worker_id, self._order.incarnation)
+        if seen is not None:
+            with contextlib.suppress(PeerUnreachableError):  # who asked waits for a time, not for ever
+                self._outbox.send(self._order.router_endpoint, seen)
+
     def _send_heartbeat(self, state: WorkerState) -> None:
         self._next_heartbeat_s = self._clock.now_s() + HEARTBEAT_INTERVAL_S
         order, load, cache = self._order, self._role.load(), self._cache
@@ -278,6 +295,7 @@ class Worker:
             num_dropped_messages=self._inbox.num_dropped,
             cache_sequence=self._cache_log.sequence,
             num_damaged_blocks=self._memory.num_damaged_blocks,
+            work=self._speed.work.status(),
         )
         heartbeat = Heartbeat(role=order.role, address=order.address, status=status)
         try:
@@ -289,7 +307,7 @@ class Worker:
         if self._decode is None:
             return None
         block_bytes, use = self._engine.layout.block_bytes, self._decode.roster.cache_use
-        status = cache_status(self._cache, block_bytes, use, self._tiering)
+        status = cache_status(self._cache, block_bytes, use, self._decode.copies.num_bytes, self._tiering)
         self._hit_log.on_status(status, self._clock.now_s())
         return status
 

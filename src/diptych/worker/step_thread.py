@@ -40,6 +40,11 @@ class StepThread:
         self._orders.put(None)
         self._thread.join()
 
+    @property
+    def ident(self) -> int | None:
+        """Of the thread, as Python names it; None before it has started."""
+        return self._thread.ident
+
     def start(self, parts: list[StepPart]) -> None:
         """Begin a step. None may be running."""
         assert not self.is_running

@@ -87,7 +87,9 @@ def _facts(order: WorkerOrder, engine: StepEngine) -> dict[str, str]:
     }
 
 
-def cache_status(cache: PrefixCache, block_bytes: int, use: CacheUse, tiering: Tiering | None) -> CacheStatus:
+def cache_status(
+    cache: PrefixCache, block_bytes: int, use: CacheUse, num_copied_bytes: int, tiering: Tiering | None
+) -> CacheStatus:
     """Return what a heartbeat tells of the cache."""
     return CacheStatus(
         block_bytes=block_bytes,
@@ -96,6 +98,9 @@ def cache_status(cache: PrefixCache, block_bytes: int, use: CacheUse, tiering: T
         num_asked_tokens=use.num_asked_tokens,
         num_memory_tokens=use.num_memory_tokens,
         num_tier_tokens=use.num_loaded_tokens,
+        num_computed_tokens=use.num_computed_tokens,
+        num_copied_tokens=use.num_copied_tokens,
+        num_copied_bytes=num_copied_bytes,
         num_declined_loads=0 if tiering is None else tiering.promotions.num_declined,
         num_lost_blocks=0 if tiering is None else tiering.demotions.num_lost_blocks,
         tier=None if tiering is None else tiering.tier.status(),

@@ -31,6 +31,7 @@ from diptych.core.messages.caching import CacheChange, CacheSnapshot, CacheSnaps
 from diptych.core.messages.handover import Filled, Grant, GrantEnded, GrantHeld, Remind, Revoke
 from diptych.core.messages.lending import Borrow, Lent, Returned
 from diptych.core.messages.peers import PROTOCOL_VERSION, Message, PeerAddress, Role, WorkerState
+from diptych.core.messages.profiling import SampleStacks, StackSamples
 from diptych.core.messages.remains import GrantRemains, Remains, RequestRemains, SubmitRemains
 from diptych.core.messages.requests import Abort, CopyOrder, FormerAttempt, FrontendGone, PeerGone, Submit
 from diptych.core.messages.status import HEARTBEAT_INTERVAL_S, HealthState, Heartbeat, WorkerExited, WorkerStatus
@@ -69,6 +70,8 @@ __all__ = [
     "Returned",
     "Revoke",
     "Role",
+    "SampleStacks",
+    "StackSamples",
     "Started",
     "Submit",
     "SubmitRemains",
@@ -88,6 +91,7 @@ ToWorker = (
     | PeerGone
     | FrontendGone
     | CacheSnapshotWanted
+    | SampleStacks
     | Grant
     | Revoke
     | Remind
@@ -98,4 +102,4 @@ ToWorker = (
     | Lent
     | Returned
 )
-ToRouter = Tokens | CacheSnapshot | Heartbeat | WorkerExited
+ToRouter = Tokens | CacheSnapshot | Heartbeat | StackSamples | WorkerExited

@@ -9,6 +9,7 @@ from diptych.core.bounds import NAME, Amount, Count, Seconds, Share
 from diptych.core.cache_status import CacheStatus
 from diptych.core.ids import WorkerId
 from diptych.core.messages.peers import Message, PeerAddress, Role, WorkerState
+from diptych.core.work_status import WorkStatus
 
 HEARTBEAT_INTERVAL_S = 0.5
 
@@ -59,6 +60,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Of the last change of its prefix cache: a router that has not heard of that one has missed some."""
     num_damaged_blocks: Count = 0
     """How often it met a block that does not hold what was written there; 0 without --kv-checksums."""
+    work: WorkStatus | None = None
+    """Its steps so far; None: it does not say."""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from diptych.core.errors import RequestError
 from diptych.frontend.auth.key_ring import KeyRing
 from diptych.frontend.auth.tenant import Tenant
 from diptych.frontend.errors import AuthenticationError, ForbiddenError, error_response
+from diptych.telemetry.rejections import OnRejected
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/version", "/docs", "/openapi.json"})
 """For load balancers, and for people who want to know how to ask. They say nothing of any request."""
@@ -22,6 +23,8 @@ OPEN_PREFIX = "/dashboard"
 """A page and its files, the same for everybody: what they show comes from other paths, for which they ask for a key."""
 ADMIN_PREFIX = "/diptych/"
 """What all keys do: sizes, times and cache hits of everybody's requests."""
+ADMIN_PATHS = frozenset({"/metrics"})
+"""The same in sums."""
 MAX_AUTHORIZATION_BYTES = 512
 TENANT = "diptych.tenant"
 _KEY_HOLDS = "diptych.key_holds"
@@ -46,12 +49,18 @@ def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path == OPEN_PREFIX or path.startswith(f"{OPEN_PREFIX}/")
 
 
+def is_for_admins(path: str) -> bool:
+    """Tell whether a path needs a key made with --admin."""
+    return path.startswith(ADMIN_PREFIX) or path in ADMIN_PATHS
+
+
 class KeyCheck:
     """Finds out who sends a request, and counts it among that one's."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, on_rejected: OnRejected) -> None:
         self._app = app
         self._keys = keys
+        self._on_rejected = on_rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -65,6 +74,7 @@ class KeyCheck:
                 if scope["method"] == "POST":
                     counted.enter_context(tenant.requesting())
             except RequestError as error:
+                self._on_rejected(error)
                 await error_response(error)(scope, receive, send)
                 return
             holds = partial(self._holds, scope, path)
@@ -81,7 +91,7 @@ class KeyCheck:
         tenant = self._keys.find(_presented(scope))
         if tenant is None:
             raise AuthenticationError("this API key is not valid here")
-        if path.startswith(ADMIN_PREFIX) and not tenant.key.is_admin:
+        if is_for_admins(path) and not tenant.key.is_admin:
             raise ForbiddenError("this shows what all keys do; it needs a key made with `diptych key create --admin`")
         return tenant
 

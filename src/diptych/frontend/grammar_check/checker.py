@@ -87,6 +87,9 @@ class GrammarChecker:
             await self.close()
             log.error("the process that checks grammars does not start: %s", type(error).__name__)  # noqa: TRY400
             raise InternalError("the server cannot check grammars now") from None
+        except BaseException:
+            await self.close()  # its client has left while it was starting: it would say that it is ready to the next
+            raise
         try:
             async with asyncio.timeout(TRIAL_TIMEOUT_S):
                 return await _ask(child, Trial(grammar), Verdict)

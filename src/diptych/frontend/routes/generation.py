@@ -10,6 +10,7 @@ from starlette.responses import Response
 from diptych.frontend.answer import WholeAnswer
 from diptych.frontend.answering import Answering
 from diptych.frontend.auth.key_check import tenant_of
+from diptych.frontend.client_headers import ClientHeaders
 from diptych.frontend.errors import describe_validation_error
 from diptych.frontend.openai.chat import ChatCompletionRequest
 from diptych.frontend.openai.chat_shape import ChatCompletion, ChatStream, whole_chat
@@ -24,15 +25,19 @@ from diptych.frontend.openapi import answers
 from diptych.frontend.request_translation import RequestTranslator
 from diptych.frontend.response_store import ResponseStore, StoredResponse
 from diptych.frontend.text.tokenizer import Tokenizer
+from diptych.telemetry.rejections import OnRejected, noting
 
 
-def add_chat_and_completions(app: FastAPI, answering: Answering, translator: RequestTranslator) -> None:
+def add_chat_and_completions(
+    app: FastAPI, answering: Answering, translator: RequestTranslator, on_rejected: OnRejected
+) -> None:
     """Add POST /v1/chat/completions and /v1/completions."""
 
     @app.post("/v1/chat/completions", responses=answers(ChatCompletion, is_stream=True, can_generate=True))
     async def create_chat_completion(body: ChatCompletionRequest, http_request: Request) -> Response:
         """Answer a conversation."""
-        generation, look = translator.from_chat(body)
+        with noting(on_rejected):
+            generation, look = translator.from_chat(body, ClientHeaders.of(http_request.headers))
         if body.stream:
             return answering.stream(http_request, generation, ChatStream(look, generation))
         return await answering.whole(http_request, generation, lambda answer: whole_chat(look, generation, answer))
@@ -40,7 +45,8 @@ def add_chat_and_completions(app: FastAPI, answering: Answering, translator: Req
     @app.post("/v1/completions", responses=answers(Completion, is_stream=True, can_generate=True))
     async def create_completion(body: CompletionRequest, http_request: Request) -> Response:
         """Continue a text, or several."""
-        generation, look = translator.from_completion(body)
+        with noting(on_rejected):
+            generation, look = translator.from_completion(body, ClientHeaders.of(http_request.headers))
         if body.stream:
             return answering.stream(http_request, generation, CompletionStream(look, generation))
         return await answering.whole(
@@ -48,7 +54,13 @@ def add_chat_and_completions(app: FastAPI, answering: Answering, translator: Req
         )
 
 
-def add_responses(app: FastAPI, answering: Answering, translator: RequestTranslator, tokenizer: Tokenizer) -> None:
+def add_responses(
+    app: FastAPI,
+    answering: Answering,
+    translator: RequestTranslator,
+    tokenizer: Tokenizer,
+    on_rejected: OnRejected,
+) -> None:
     """Add POST /v1/responses, and GET and DELETE of those that were stored."""
     store = ResponseStore()
 
@@ -57,9 +69,10 @@ def add_responses(app: FastAPI, answering: Answering, translator: RequestTransla
         """Go on with a conversation."""
         owner = _owner(http_request)
         earlier: Conversation = []
-        if body.previous_response_id is not None:
-            earlier = store.get(body.previous_response_id, owner, "previous_response_id").messages
-        generation, _ = translator.from_chat(_chat_of(body, earlier))
+        with noting(on_rejected):
+            if body.previous_response_id is not None:
+                earlier = store.get(body.previous_response_id, owner, "previous_response_id").messages
+            generation, _ = translator.from_chat(_chat_of(body, earlier), ClientHeaders.of(http_request.headers))
         writer = LogprobWriter(tokenizer, body.top_logprobs or 0) if body.wants_logprobs else None
         look = ResponseLook(body, int(time.time()), writer)
 

@@ -13,6 +13,7 @@ from diptych.frontend.openai.wire import encode
 from diptych.frontend.openapi import answers
 
 MOST_DRAIN_S = 3600.0
+MOST_PROFILE_S = 600.0
 
 
 class DrainOrder(Body):
@@ -22,6 +23,20 @@ class DrainOrder(Body):
     will_return: bool = Field(False, description="Whether a new worker takes its place.")
 
 
+class ProfileOrder(Body):
+    """For how long to look at a worker."""
+
+    seconds: float = Field(10.0, gt=0, le=MOST_PROFILE_S, description="The answer comes when they are over.")
+
+
+class WorkerProfile(msgspec.Struct, frozen=True):
+    """What a worker was seen doing."""
+
+    worker: str
+    interval_s: float
+    stacks: dict[str, int]
+
+
 class DrainBegun(msgspec.Struct, frozen=True):
     """Which life of the worker will end."""
 
@@ -29,7 +44,7 @@ class DrainBegun(msgspec.Struct, frozen=True):
 
 
 def add_worker_routes(app: FastAPI, service: ClusterService) -> None:
-    """Add /diptych/workers/{worker_id}/drain and /start."""
+    """Add /diptych/workers/{worker_id}/drain, /start and /profile."""
 
     @app.post("/diptych/workers/{worker_id}/drain", responses=answers(DrainBegun, has_body=True, not_found=True))
     async def drain(worker_id: str, body: DrainOrder) -> Response:
@@ -42,3 +57,9 @@ def add_worker_routes(app: FastAPI, service: ClusterService) -> None:
         """Start a worker that is down. Answers at once."""
         service.revive_worker(WorkerId(worker_id))
         return Response(b"{}", media_type="application/json")
+
+    @app.post("/diptych/workers/{worker_id}/profile", responses=answers(WorkerProfile, has_body=True, not_found=True))
+    async def profile(worker_id: str, body: ProfileOrder) -> Response:
+        """Look for a while at what a worker spends its time on: how often it was seen in which stack of calls."""
+        seen = await service.sample_worker(WorkerId(worker_id), body.seconds)
+        return Response(encode(WorkerProfile(worker_id, seen.interval_s, seen.stacks)), media_type="application/json")

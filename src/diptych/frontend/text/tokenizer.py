@@ -55,7 +55,7 @@ class Tokenizer:
             self.decode(self._encode(probe, add_special_tokens=False)) == probe for probe in _PROBES
         )
         self.max_text_tokens = self._find_cut()
-        log.info("tokenizer of %d tokens, byte level: %s", self.vocab_size, self.is_byte_level)
+        log.debug("tokenizer of %d tokens, byte level: %s", self.vocab_size, self.is_byte_level)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the tokens of a text, with whatever the tokenizer puts around text (such as BOS) unless told not to.
