@@ -8,7 +8,7 @@ import msgspec
 from diptych.core.bounds import ENDPOINT, NAME, Count
 from diptych.core.ids import WorkerId
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 """Stands before every message (wire/frame.py). It changes with any of them, and is at most 255."""
 
 
