@@ -55,7 +55,7 @@ docs: $(VENV)/dev.stamp ## Write the pages of docs that are made from code, and 
 	PYTHONPATH=benchmarks $(BIN)/python docs/make_goodput_table.py
 	$(BIN)/python docs/make_metrics_table.py
 	$(BIN)/python docs/make_grafana_dashboard.py
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 screenshots: $(VENV)/dev.stamp ## Take the pictures of the dashboard anew, of a modeled server under load.
 	@$(get_chromium)

@@ -82,7 +82,7 @@ def _prose(help_text: str | None) -> str:
 
 
 def _cell(help_text: str | None) -> str:
-    return " ".join((help_text or "").replace("\\[", "[").replace("|", "\\|").split())
+    return " ".join((help_text or "").replace("\\[", "[").replace("[", "\\[").replace("|", "\\|").split())
 
 
 def _flags(param: Any) -> str:

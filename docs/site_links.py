@@ -14,8 +14,26 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 ROOT_PAGES = {"SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md"}
 """Files of the checkout that are pages of the site."""
+DECISIONS = "Decisions"
+LIST_OF_DECISIONS = "adr/README.md"
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s:]+)\)")
 """One to a file, not to another site."""
+
+
+def on_config(config: Any) -> Any:
+    """Put pages that `nav` does not place where they are found: decisions below their list, others at its end."""
+    folder = Path(config["docs_dir"])
+    decisions = sorted(path.relative_to(folder).as_posix() for path in folder.glob("adr/0*.md"))
+    placed = set(re.findall(r"[\w./-]+\.md", str(config["nav"])))
+    others = sorted(path.name for path in folder.glob("*.md") if path.name not in placed)
+    for section in config["nav"]:
+        for pages in section.values():
+            pages[:] = [
+                {DECISIONS: [LIST_OF_DECISIONS, *decisions]} if LIST_OF_DECISIONS in str(one) else one for one in pages
+            ]
+    if others:
+        config["nav"].append({"More": others})
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:

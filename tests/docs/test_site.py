@@ -22,9 +22,10 @@ def test_the_page_is_what_the_code_says(page: Path) -> None:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the site; return its folder."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING -" not in done.stdout + done.stderr
     return folder
 
 
@@ -35,6 +36,8 @@ def test_the_site_is_built_without_a_warning_and_is_whole(site: Path) -> None:
         built = site / page.removesuffix(".md").replace("README", "index")
         assert built.with_suffix(".html").exists(), page
     assert not list(site.rglob("*.py"))
+    home = (site / "index.html").read_text()
+    assert all(f'href="{page.removesuffix(".md")}.html"' in home for page in pages if not page.endswith("README.md"))
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def test_waiting_for_a_place_is_decode_however_late_the_first_token_is() -> None
 def test_what_was_read_late_is_prefill() -> None:
     verdict = judge(pools(), [ended(first=1.6, finished=1.8)], 4, SLO)
     assert verdict.bottleneck == "prefill"
-    assert "takes prompts 1.6 s, and first tokens are due in 1.0 s" in verdict.sentence
+    assert "prompts wait and are read for 1.6 s, and first tokens are due in 1.0 s" in verdict.sentence
 
 
 def test_answers_that_were_slow_of_late_are_decode() -> None:

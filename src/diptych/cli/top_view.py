@@ -13,6 +13,7 @@ from diptych.cli.status import cores_text, share_text
 from diptych.core.events import UNFINISHED, Lifecycle, RequestRecord
 from diptych.core.feed import Frame, Percentiles
 from diptych.core.ids import WorkerId
+from diptych.core.messages import Role
 from diptych.core.service import WorkerInfo
 
 MOST_ENDED = 200
@@ -23,6 +24,7 @@ PHASES = {"queued": ("░", "dim"), "prefill": ("▒", "yellow"), "hand-over": (
 """A sign and a style each: without colours they differ all the same."""
 BOTTLENECK_STYLES = {"none": "green", "prefill": "bold yellow", "decode": "bold yellow", "both": "bold yellow"}
 ID_WIDTH = 14
+ROLES = [Role.PREFILL, Role.DECODE, Role.MIXED]
 
 
 @dataclass
@@ -105,7 +107,7 @@ def _workers(workers: Mapping[WorkerId, WorkerInfo]) -> Table:
         table.add_column(heading, no_wrap=True)
     for heading in ("batch", "wait", "to read", "step", "prompts", "blocks"):
         table.add_column(heading, no_wrap=True, justify="right")
-    for name, info in workers.items():
+    for name, info in sorted(workers.items(), key=lambda one: (ROLES.index(one[1].role), one[0])):
         status = info.status
         num_used = status.num_blocks - status.num_free_blocks - status.num_cached_blocks
         table.add_row(

@@ -1,6 +1,6 @@
 // Where the tokens of prompts came from: memory, disk, or computing.
 
-import { count, element, gigabytes, percent } from "./format.js";
+import { count, element, size, percent } from "./format.js";
 import { Stack } from "./pools.js";
 
 let parts = null;
@@ -38,8 +38,8 @@ function sinceStart(workers) {
   const held = sum((cache) => cache.num_findable_blocks * cache.block_bytes);
   const tiers = caches.map((cache) => cache.tier).filter((tier) => tier !== null);
   const onDisk = tiers.reduce((total, tier) => total + tier.used_bytes, 0);
-  const disk = tiers.length ? `, ${gigabytes(onDisk)} on disk` : ", no disk tier";
-  return `Since the workers' start: ${asked ? percent(hit / asked) : "–"} of ${count(asked)} tokens. Held: ${gigabytes(held)} in memory${disk}.`;
+  const disk = tiers.length ? `, ${size(onDisk)} on disk` : ", no disk tier";
+  return `Since the workers' start: ${asked ? percent(hit / asked) : "–"} of ${count(asked)} tokens. Held: ${size(held)} in memory${disk}.`;
 }
 
 function set(node, text) {

@@ -16,8 +16,9 @@ export function count(number) {
   return Math.round(number).toLocaleString("en");
 }
 
-export function gigabytes(bytes) {
-  return bytes >= 1e8 ? `${(bytes / 1e9).toFixed(1)} GB` : `${(bytes / 1e6).toFixed(0)} MB`;
+export function size(bytes) {
+  if (bytes >= 1e8) return `${(bytes / 1e9).toFixed(1)} GB`;
+  return bytes >= 1e6 ? `${(bytes / 1e6).toFixed(0)} MB` : `${(bytes / 1e3).toFixed(0)} kB`;
 }
 
 // A list of cores with runs written as 0-3.

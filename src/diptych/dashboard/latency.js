@@ -22,7 +22,7 @@ export class Latency {
     this.#kind = kind;
     this.#word = word;
     this.#chart = drawn("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
-    for (const [name, label] of [["p50", "half are faster"], ["p90", "90% are faster"], ["p99", "99% are faster"]]) {
+    for (const [name, label] of [["p50", "50% within"], ["p90", "90% within"], ["p99", "99% within"]]) {
       const value = (this.#values[name] = element("dd"));
       this.#figures.append(element("div", {}, element("dt", {}, label), value));
     }

@@ -97,7 +97,7 @@ class Worker {
 
   constructor(name) {
     const facts = element("dl", { class: "facts" });
-    for (const [key, label] of [["batch", "in the batch"], ["waiting", "waiting"], ["tokens", "to read"], ["step", "a step"]]) {
+    for (const [key, label] of [["batch", "in batch"], ["waiting", "waiting"], ["tokens", "to read"], ["step", "a step"]]) {
       const value = (this.#facts[key] = element("dd"));
       facts.append(element("div", {}, element("dt", {}, label), value));
     }
@@ -115,7 +115,7 @@ class Worker {
     set(this.#facts.waiting, count(status.num_waiting));
     set(this.#facts.tokens, count(status.queued_prefill_tokens));
     const isWriter = status.decode_step_s > 0;
-    set(this.#stepLabel, isWriter ? "a decode step" : "tokens read/s");
+    set(this.#stepLabel, isWriter ? "a step" : "tokens/s");
     set(this.#facts.step, isWriter ? duration(status.decode_step_s) : count(status.prefill_tokens_per_s));
     this.#reads.show([status.prefill_share], `${percent(status.prefill_share)} of its time goes to prompts`);
     const { num_blocks: all, num_free_blocks: free, num_cached_blocks: cached } = status;

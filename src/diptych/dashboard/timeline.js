@@ -8,6 +8,7 @@ import { duration, plural } from "./format.js";
 const AXIS_HEIGHT = 20;
 const [THINNEST_LANE, THICKEST_LANE] = [3, 15];
 const NARROWEST = 2; // pixels, so that a hand-over of a millisecond can be seen
+const NARROW_PX = 480;
 const LANE_GAP_S = 0.3;
 const FRAME_MS = 33;
 const CALM_FRAME_MS = 1000;
@@ -97,6 +98,7 @@ export class Timeline {
 
   #drawAxis(pen, x, nowS, height) {
     const stepS = { 10: 2, 30: 5, 120: 20 }[this.#spanS];
+    const every = x(nowS) < NARROW_PX ? 2 : 1; // labels that there is room for
     pen.font = "11px system-ui, sans-serif";
     pen.strokeStyle = this.#colours.line;
     pen.fillStyle = this.#colours.muted;
@@ -108,7 +110,7 @@ export class Timeline {
       pen.lineTo(at, height - AXIS_HEIGHT + 4);
       pen.stroke();
       pen.textAlign = "center";
-      pen.fillText(`${ago} s ago`, at, height - 4);
+      if ((ago / stepS) % every === 0) pen.fillText(`${ago} s ago`, at, height - 4);
     }
     pen.textAlign = "right";
     pen.fillText("now", x(nowS) - 2, height - 4);

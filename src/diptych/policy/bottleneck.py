@@ -17,7 +17,7 @@ from diptych.core.messages import WorkerState
 from diptych.core.service import WorkerInfo
 from diptych.core.slo import Slo
 
-BUSY_USE = 0.5
+BUSY_USE = 0.7
 """Below it a phase has time to spare."""
 CLEAR_RATIO = 1.25
 """How many times as much of its limit one phase must use for it alone to be named."""
@@ -73,7 +73,7 @@ def _reading(recent: Sequence[RequestRecord], slo: Slo) -> _Cause:
     """Return what most prompts took from their grant (or, if read where they were written, their place) on."""
     took_s = _spans(recent, (Lifecycle.GRANTED, Lifecycle.LOADED, Lifecycle.RESERVED), Lifecycle.FIRST_TOKEN)
     most_s = _most(took_s)
-    words = f"to wait for a reader and be read takes prompts {_text(most_s)}, and first tokens are due in"
+    words = f"prompts wait and are read for {_text(most_s)}, and first tokens are due in"
     return _Cause(most_s / slo.ttft_s, f"{words} {_text(slo.ttft_s)}")
 
 
