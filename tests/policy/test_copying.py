@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.policy.copying import is_much_longer, predict_copy_s, slice_bytes
+from diptych.policy.copying import STEP_SHARE, is_much_longer, predict_copy_s, slice_bytes
 
 
 @given(st.floats(0, 10), st.floats(1e-12, 1e-3))
@@ -19,7 +19,7 @@ def test_a_copy_beside_answers_is_predicted_as_it_is_paced() -> None:
     step_s, block_bytes, byte_s = 0.02, 700_000, 1e-10
     num_steps, left = 0, 40 * block_bytes
     while left > 0:
-        left -= slice_bytes(0.1 * step_s, byte_s)
+        left -= slice_bytes(STEP_SHARE * step_s, byte_s)
         num_steps += 1
     predicted_s = predict_copy_s(40, block_bytes * byte_s, is_writing=True)
     assert predicted_s == pytest.approx(num_steps * step_s, abs=step_s)

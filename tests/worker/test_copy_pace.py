@@ -4,14 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diptych.core.clock import VirtualClock
-from diptych.policy.copying import IDLE_SLICE_S
+from diptych.policy.copying import IDLE_SLICE_S, STEP_SHARE
 from diptych.worker.copy_pace import CopyPace
 
 
 @given(
     st.lists(st.tuples(st.floats(1e-4, 2.0), st.lists(st.booleans(), max_size=5)), max_size=10),
 )
-def test_no_step_bears_more_than_a_tenth_of_its_time(steps: list[tuple[float, list[bool]]]) -> None:
+def test_no_step_bears_more_than_its_share(steps: list[tuple[float, list[bool]]]) -> None:
     pace = CopyPace(VirtualClock(), lambda: False)
     assert pace.take_s(is_in_step=True) == 0.0
     for predicted_s, turns in steps:
@@ -23,7 +23,7 @@ def test_no_step_bears_more_than_a_tenth_of_its_time(steps: list[tuple[float, li
                 taken_s += limit_s
             else:
                 assert limit_s == IDLE_SLICE_S
-        assert taken_s <= 0.1 * predicted_s
+        assert taken_s <= STEP_SHARE * predicted_s
         assert (taken_s > 0) == any(turns), "and it is used"
 
 

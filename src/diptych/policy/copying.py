@@ -6,8 +6,9 @@ of the worker that does it. So it is done in slices beside the worker's steps, e
 
 GUESSED_COPY_BLOCK_S = 2e-4
 """Of a worker that has not said how long it takes: 0.7 MB at a few GB/s."""
-STEP_SHARE = 0.1
-"""Of the time of a step: by no more is a running answer's next token late."""
+STEP_SHARE = 0.06
+"""Of the time of a step, what a slice may take of its core. A running answer's next token shall be late by a tenth at
+most, and what a slice displaces from the caches costs the step about half as much again."""
 IDLE_SLICE_S = 2e-3
 """At a time while no step is running: messages wait no longer."""
 CAUTION = 0.8
