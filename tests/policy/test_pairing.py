@@ -40,6 +40,14 @@ def test_the_decode_worker_fills_up_before_a_prefill_worker_writes() -> None:
     assert set(owners[first_elsewhere:]) == {"prefill-0"}
 
 
+def test_answers_spread_over_decode_workers() -> None:
+    """A decode worker that stands idle saves nobody any time."""
+    busy, other = writing(DECODE, 3), idle(Role.DECODE, 1)
+    assert choose(PREFILL, busy, other).owner == "decode-1"
+    cached = {busy.worker_id: 192}
+    assert choose(PREFILL, busy, other, cached=cached).owner == "decode-0", "what it need not read is worth more"
+
+
 def test_a_prefill_worker_that_is_busy_reading_writes_nothing_more() -> None:
     busy = replace(PREFILL, prefill_share=0.95)
     assert choose(busy, writing(DECODE, 14)).owner == "decode-0"

@@ -1,10 +1,11 @@
 """Which worker writes an answer and which one reads its prompt, by predicted times. Pure.
 
 Where workers may do either phase, roles are preferences, and two questions become one: of all pairs (owner, reader),
-which one keeps to the SLO at the least price? The price is the time of cores that the request takes, plus the client's
-wait for the first token. So a decode worker fills up first (one more row costs little there, and the first row of an
-empty worker a whole pass through the weights), prefill workers take over answers when it is full, and the decode
-worker reads prompts itself when it has nothing to write or their queues are long.
+which one keeps to the SLO at the least price? The price is the time of cores that the request takes from others, plus
+the client's wait for the first token. An answer takes a row of each step on a worker that is there for answers, and the
+whole pass through the weights on a prefill worker that writes nothing else. So decode workers fill up first, those with
+the least to do before others, prefill workers take over answers when they are full, and a decode worker reads prompts
+itself when it has nothing to write or their queues are long.
 
 Invariants: a worker that is not accepting is never chosen; the order of the snapshots does not matter.
 
@@ -203,13 +204,16 @@ def _judge(  # noqa: PLR0913, PLR0917
     own_s = reader.load.read_s(num_uncached, num_prompt_tokens - num_uncached)
     ttft_s = reader.queue_s + own_s / reader.free_share
     num_answers = _answers_when_read(owner, ttft_s, ttft_s / (reader.load.num_queued_prompts + 1), num_answer_tokens)
-    before_s, step_s = owner.step_s(num_answers), owner.step_s(num_answers + 1)
+    step_s = owner.step_s(num_answers + 1)
+    # A pass through the weights that an idle worker makes for one answer keeps nobody waiting, unless it reads prompts.
+    num_beside = num_answers if owner.role is Role.PREFILL else max(num_answers, 1.0)
+    row_s = owner.step_s(num_beside + 1) - owner.step_s(num_beside)
     # Prompts are a prefill worker's first duty; a decode worker reads them only in time that its answers leave.
     left = 1.0 - owner.prefill_share if owner.role is Role.PREFILL else 1.0
     share = max(min(ANSWERS_SHARE[owner.role], ANSWERS_SHARE[Role.DECODE] * left), LEAST_FREE)
     tpot_ratio = step_s / (slo.tpot_s * share)
     excess = max(tpot_ratio, ttft_s / (slo.ttft_s * TTFT_SHARE), 1.0)
-    price_s = own_s + num_answer_tokens * (step_s - before_s) + ttft_s
+    price_s = own_s + num_answer_tokens * row_s + ttft_s
     least_step_s = owner.cost_scale * owner.costs.answers_s(1, num_prompt_tokens)
     now_s = owner.step_s(owner.num_answers + 1)
     pair = Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s, own_s, least_step_s, share, now_s)
