@@ -87,7 +87,7 @@ class CostModel:
         """Return how long `num_tokens` take on their way through the weights."""
         if num_tokens <= 0:
             return 0.0
-        place = bisect_right(self.knots, num_tokens, key=lambda knot: knot[0])
+        place = bisect_right(self.knots, (num_tokens, math.inf))
         place = min(max(place, 1), len(self.knots) - 1)
         (before, before_s), (behind, behind_s) = self.knots[place - 1 : place + 1]
         return before_s + (behind_s - before_s) * (num_tokens - before) / (behind - before)

@@ -57,15 +57,17 @@ class BlockPool:
 
     def share(self, block_id: BlockId) -> None:
         """Add a reference to a block that has one already."""
-        count = self.num_references(block_id)
+        count = self._num_references.get(block_id, 0)
         if count == 0:
+            self.num_references(block_id)  # raises if it is not of this pool
             raise AssertionError(f"block {block_id} is free and cannot be shared")
         self._num_references[block_id] = count + 1
 
     def release(self, block_id: BlockId) -> int:
         """Drop one reference and return how many remain; at 0 the block is free."""
-        count = self.num_references(block_id) - 1
+        count = self._num_references.get(block_id, 0) - 1
         if count < 0:
+            self.num_references(block_id)  # raises if it is not of this pool
             raise AssertionError(f"block {block_id} was released more often than it was taken")
         self._num_references[block_id] = count
         if count == 0:

@@ -209,12 +209,12 @@ class PrefixCache:
         """
         # From the tail: a prefix without its tail is of use, a tail without its prefix can never be matched.
         for block_id in reversed(block_ids):
-            if self._is_idle(block_id):
+            block_hash = self._hash_of.get(block_id)
+            if block_hash is not None and self._is_idle(block_id):
                 raise AssertionError(f"block {block_id} was released more often than it was taken")
             num_references = self._pool.release(block_id)
-            block_hash = self._hash_of.get(block_id)
             if block_hash is None:
-                if num_references == 0:
+                if num_references == 0 and self._forgotten:
                     self._forgotten.discard(block_id)
                 continue
             if self._block_of[block_hash] != block_id:
@@ -243,13 +243,16 @@ class PrefixCache:
         if not doubles:
             del self._doubles[block_hash]
 
+    @property
+    def has_changes(self) -> bool:
+        """Whether `take_changes` would return any."""
+        return bool(self._stored or self._removed)
+
     def take_changes(self) -> tuple[list[BlockHash], list[BlockHash]]:
         """Return the hashes (stored, removed) since the last call: whoever applies both has this cache's true state.
 
         They are net: what came and went (or went and came back) in between is in neither list.
         """
-        if not (self._stored or self._removed):
-            return [], []
         stored, removed = list(self._stored), list(self._removed)
         self._stored.clear()
         self._removed.clear()

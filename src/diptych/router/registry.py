@@ -95,11 +95,13 @@ class WorkerRegistry:
             self._lives[worker_id] = life
             self._outlooks.pop(worker_id, None)
             self._stale[worker_id] = None
-        if heartbeat.status != life.status or heartbeat.role is not life.role or not self.is_accepting(life):
+        now_s = self._clock.now_s()
+        was_silent = now_s - life.last_heartbeat_s > self._heartbeat_timeout_s
+        if was_silent or heartbeat.status != life.status or heartbeat.role is not life.role:
             self._stale[worker_id] = None
         life.role = heartbeat.role
         life.status = heartbeat.status
-        life.last_heartbeat_s = self._clock.now_s()
+        life.last_heartbeat_s = now_s
         self._next_silence_s = min(self._next_silence_s, life.last_heartbeat_s + self._heartbeat_timeout_s)
         life.ledger.on_status(heartbeat.status)
         if heartbeat.status.state is not WorkerState.STARTING:

@@ -9,11 +9,12 @@ class VirtualTime:
     """A `diptych.core.clock.Clock` that shows a simulation's time. Calls at one moment come in the order of asking."""
 
     def __init__(self) -> None:
-        self.environment = simpy.Environment()
+        self.environment = simpy.Environment(0.0)
 
     def now_s(self) -> float:
         """Return the virtual time."""
-        return float(self.environment.now)
+        now_s: float = self.environment.now
+        return now_s
 
     def computed_s(self) -> float:
         """Return the virtual time, though code takes none of it."""

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from diptych.core.errors import InvalidRequestError, OverloadedError, RequestError, UnavailableError
@@ -23,6 +24,8 @@ from diptych.sim.worker import SimulatedWorker
 __all__ = ["ClusterPlan", "LoadSample", "RequestOutcome", "SimulatedCluster", "WorkerGroup"]
 
 SWEEP_INTERVAL_S = 1.0
+RARE = (50_000, 20, 50)
+"""Thresholds of the garbage collector."""
 GRACE_S = 1e6
 """From a client's patience to a request's deadline: the client is the first to give up."""
 SETTLE_S = 1.0
@@ -110,12 +113,9 @@ class SimulatedCluster:
         self._crew.start(self._on_exited)
         self.time.call_every(SWEEP_INTERVAL_S, self._sweep)
         self._await_next()
-        gc.freeze()  # all of these stay: to look at them again and again takes a tenth of the time
-        try:
+        with _rare_collections():
             self.time.environment.run(until=self._is_over)
             self.time.environment.run(until=self.time.now_s() + SETTLE_S)
-        finally:
-            gc.unfreeze()
         for worker in self.workers:
             worker.check_invariants()
         return outcomes
@@ -245,6 +245,19 @@ class SimulatedCluster:
             event = Event(at_s=at_s, kind=kind, request=request_id, worker=worker_id, detail=detail)
             for observe in self._crew.observers:
                 observe(event)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for cycles less often: a simulation makes few, and much else, so that takes a tenth of the time."""
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(*RARE)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def _forget(_outcome: RequestOutcome) -> None:

@@ -91,8 +91,8 @@ class WorkerReport:
 
     def send(self) -> None:
         """Send what there is, and what has changed in the cache."""
-        change = self._memory.log.take_change()
-        if not (self._runs or self._started or self._loading or self._finished or self._aborted or change):
+        has_news = self._runs or self._started or self._finished or self._loading or self._aborted
+        if not (has_news or self._memory.cache.has_changes):
             return
         message = Tokens(
             worker_id=self._address.worker_id,
@@ -102,7 +102,7 @@ class WorkerReport:
             runs=self._runs,
             finished=self._finished,
             aborted=self._aborted,
-            cache_change=change,
+            cache_change=self._memory.log.take_change(),
         )
         self._loading, self._started, self._runs, self._finished, self._aborted = [], [], [], [], []
         self._around.network.send(ROUTER_ENDPOINT, message)

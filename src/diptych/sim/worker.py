@@ -56,6 +56,8 @@ class SimulatedWorker:
         self.memory = SimulatedMemory(address, block_ids, around.hasher.block_size, plan.eviction)
         self.batch = AnswerBatch(around.hasher.block_size)
         self.report = WorkerReport(address, self.memory, around)
+        self._idle_state: tuple[Role, int, int] | None = None
+        self._idle_beat: Heartbeat | None = None
         rules = Rules(self, plan, around.slo)
         # Who predicts needs to know how far predictions are off; where they are exact nobody asks.
         is_inexact = plan.step_extra_s > 0 or plan.batch_change_s > 0 or around.machine.has_interference
@@ -170,6 +172,15 @@ class SimulatedWorker:
 
     def heartbeat(self) -> Heartbeat:
         """Return what it says of itself now; what it had to tell before is on its way."""
+        # An idle worker says the same again and again.
+        state = (self.role, self.steps.num_steps, self.memory.log.sequence) if self.is_idle else None
+        if state is not None and state == self._idle_state and self._idle_beat is not None and not self._is_measured:
+            return self._idle_beat
+        beat = self._new_heartbeat()
+        self._idle_state, self._idle_beat = state, beat
+        return beat
+
+    def _new_heartbeat(self) -> Heartbeat:
         self.steps.sync()
         self.report.send()
         if self._is_measured:

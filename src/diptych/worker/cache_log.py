@@ -34,9 +34,9 @@ class CacheLog:
 
     def take_change(self) -> CacheChange | None:
         """Return what has changed since the last call; None: nothing."""
-        stored, removed = self._cache.take_changes()
-        if not (stored or removed):
+        if not self._cache.has_changes:
             return None
+        stored, removed = self._cache.take_changes()
         is_all_gone = 0 < self._num_told_blocks == len(removed)
         self._num_told_blocks += len(stored) - len(removed)
         self.sequence += 1

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from diptych.policy.pairing import WorkerLoad
 from diptych.policy.routing.candidates import (
@@ -27,6 +28,7 @@ class Weights:
 
 
 DEFAULT_WEIGHTS = Weights()
+_id_of = attrgetter("worker_id")
 
 
 def overlap_load(
@@ -83,9 +85,10 @@ def choose_owner(loads: Sequence[WorkerLoad], costs: Sequence[float], temperatur
 
     At a temperature of 1 the dearest is drawn 1/e times as often as the cheapest.
     """
-    by_cost = zip(costs, loads, strict=True)
     if temperature <= 0:
-        return min(by_cost, key=lambda one: (one[0], one[1].worker_id))[1]
+        cheapest = min(costs)
+        return min((load for load, price in zip(loads, costs, strict=True) if price == cheapest), key=_id_of)
+    by_cost = zip(costs, loads, strict=True)
     ordered = sorted(by_cost, key=lambda one: one[1].worker_id)  # the same draw whatever the order of the snapshots
     least, most = min(costs), max(costs)
     spread = (most - least) * temperature
