@@ -102,7 +102,8 @@ def simulate_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     cluster, gatherer, timeline = SimulatedCluster(plan), Gatherer(plan), Timeline(plan)
     cluster.observe(gatherer.on_event)
     with ExitStack() as stack:
-        if html is not None:
+        page = None if html is None else stack.enter_context(_opened(html))
+        if page is not None:
             cluster.observe(timeline)
             span_s = load.until_s if math.isfinite(load.until_s) else DEFAULT_DURATION_S
             cluster.sample_every(span_s / SAMPLES, timeline.on_samples)
@@ -112,9 +113,9 @@ def simulate_command(  # noqa: PLR0913, PLR0917  one parameter a flag
             cluster.observe(EventLog(stack.enter_context(_opened(events))))
         offered = offered_by_sessions(load.sessions, plan.block_size)
         was_interrupted = _serve(cluster, offered, gatherer, load.num_expected)
-    summary = gatherer.summary(cluster.sent_bytes)
-    if html is not None:
-        _write(html, timeline.page(f"{load.name} on {config.name}", summary))
+        summary = gatherer.summary(cluster.sent_bytes)
+        if page is not None:
+            page.write(timeline.page(f"{load.name} on {config.name}", summary).encode())
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(summary), indent=2))
     else:
@@ -172,13 +173,6 @@ def _lines(path: Path) -> Iterator[str]:
 def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("wb")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 

@@ -194,8 +194,8 @@ def read_config(path: Path) -> SimulationConfig:
 
 
 def _explain(error: ValidationError) -> str:
-    """Return the first mistake, by the name of its key."""
-    first = error.errors()[0]
+    """Return the first mistake by the name of its key; a misspelt key before the one that is missing for it."""
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = "".join(f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
     if first["type"] == "extra_forbidden":
         return f"unknown key `{key}`{_hint(first['loc'])}"
