@@ -35,8 +35,8 @@ def test_facts_of_lengths() -> None:
 def test_shapes_divide_heads_and_layers_and_keep_to_the_nodes() -> None:
     shapes = list(possible_shapes(MODELS["opt-13b"], DEVICES["a100-80g"], 8, 2, LINKS["25gbps"]))
     cuts = {(shape.tp, shape.pp) for shape in shapes}
-    assert {(1, 1), (2, 1), (5, 1), (8, 2), (4, 4)} <= cuts
-    assert not {(3, 1), (1, 3), (8, 4)} & cuts, "40 heads, 40 layers, 16 devices"
+    assert {(1, 1), (2, 1), (8, 2), (4, 4)} <= cuts
+    assert not {(3, 1), (1, 3), (8, 4), (5, 1)} & cuts, "40 heads, 40 layers, 16 devices; fives are unusual"
     for shape in shapes:
         assert (shape.stage_link is not None) == (shape.num_devices > 8), "only longer pipelines leave the node"
 

@@ -15,6 +15,7 @@ from diptych.cli.cache import cache_app
 from diptych.cli.calibrate import calibrate_command
 from diptych.cli.key import key_app
 from diptych.cli.model import model_app
+from diptych.cli.plan import plan_command
 from diptych.cli.profile import profile_command
 from diptych.cli.serve import serve_command
 from diptych.cli.simulate import simulate_command
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command("serve")(serve_command)
 app.command("calibrate")(calibrate_command)
 app.command("simulate")(simulate_command)
+app.command("plan")(plan_command)
 app.command("status")(status_command)
 app.command("top")(top_command)
 app.command("profile")(profile_command)

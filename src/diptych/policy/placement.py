@@ -25,7 +25,7 @@ MOST_SEQUENCES = 256
 """Of a worker."""
 MOST_STAGES = 8
 SLACK = 1.5
-"""Bounds are of means, and a tenth of the requests may miss: goodput is never above this times a bound."""
+"""Bounds are of means, and a tenth of the requests may miss: goodput is not above this times a bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,17 @@ def possible_shapes(
 
     A pipeline that does not fit into a node hands on by the network.
     """
-    for tp in range(1, gpus_per_node + 1):
-        for pp in range(1, min(gpus_per_node * num_nodes // tp, MOST_STAGES) + 1):
-            if model.experts and pp & (pp - 1):
-                continue  # any number of stages may be uneven there: powers of two are enough to look at
+    for tp in filter(_is_usual, range(1, gpus_per_node + 1)):
+        for pp in filter(_is_usual, range(1, min(gpus_per_node * num_nodes // tp, MOST_STAGES) + 1)):
             try:
                 yield WorkerShape(model, device, tp, pp, network if tp * pp > gpus_per_node else None)
             except ConfigError:
                 continue  # heads or layers cannot be divided so
+
+
+def _is_usual(number: int) -> bool:
+    """Tell whether nodes are divided into so many parts: those without other factors than 2 and 3."""
+    return number in {1, 2, 3, 4, 6, 8, 9, 12, 16, 18, 24, 32}
 
 
 def prompts_bound_per_s(stage: CostModel, num_stages: int, lengths: LengthFacts, slo: Slo) -> float:
