@@ -1,5 +1,7 @@
 """Chunks: first come, first served, within the budget, and never a lone token of a longer prompt."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -172,3 +174,17 @@ def test_a_worker_takes_on_as_many_answers_as_its_pace_allows() -> None:
 )
 def test_answers_end_while_a_prompt_is_read_and_others_begin(wait_s: float, read_each_s: float, count: float) -> None:
     assert answers_when_read(10, 3, wait_s, read_each_s, answer_s=1.0) == pytest.approx(count)
+
+
+@pytest.mark.parametrize("wait", [50, 100, 200])
+def test_of_long_answers_more_are_running_and_they_stay_longer(wait: int) -> None:
+    draw = random.Random(3)
+    lengths = [draw.gammavariate(2.0, 100.0) for _ in range(2_000)]
+    running = [(length, age) for length in lengths for age in range(0, int(length), 10)]  # in steady state
+    mean, mean_age = sum(lengths) / len(lengths), sum(age for _, age in running) / len(running)
+    longer = sum(length for length, _ in running) / len(running) / mean
+    assert longer == pytest.approx(1.5, rel=0.05), "1 and the relative variance"
+    staying = sum(age + wait < length for length, age in running)
+    predicted = answers_when_read(len(running), 0, wait, 1.0, mean, mean_age / (longer * mean), longer)
+    as_if_alike = answers_when_read(len(running), 0, wait, 1.0, mean, mean_age / mean)
+    assert abs(predicted - staying) < 0.5 * abs(as_if_alike - staying)

@@ -95,12 +95,13 @@ def answers_when_read(  # noqa: PLR0913, PLR0917
     read_each_s: float,
     answer_s: float,
     written_share: float = 0.5,
+    longer: float = 1.0,
 ) -> float:
     """Return how many answers a worker will be writing after `wait_s`, when a prompt has been read.
 
-    Those of now, of which `written_share` is written on average, end one by one, each after `answer_s` in all. Of the
-    `num_unread` before it, those are still being written whose prompts were read less than an answer's time before, at
-    one prompt in `read_each_s`.
+    Those of now, of which `written_share` is written on average, end one by one, each after `longer` times `answer_s`
+    in all. Of the `num_unread` before it, those are still being written whose prompts were read less than an answer's
+    time before, at one prompt in `read_each_s`.
 
     See: Mooncake (Qin et al., arXiv 2407.00079, section 7): a uniform time for each answer, from its own beginning. We
     know the mean of how far they are and spread them evenly around it.
@@ -108,7 +109,7 @@ def answers_when_read(  # noqa: PLR0913, PLR0917
     answer_s = max(answer_s, 1e-9)
     mean = min(written_share, OLDEST_SHARE)
     youngest, oldest = max(2.0 * mean - 1.0, 0.0), min(2.0 * mean, 1.0)
-    last_to_stay = 1.0 - wait_s / answer_s
+    last_to_stay = 1.0 - wait_s / (longer * answer_s)
     staying = min(max((last_to_stay - youngest) / max(oldest - youngest, 1e-9), 0.0), 1.0)
     return num_answers * staying + min(num_unread, answer_s / max(read_each_s, 1e-9))
 
