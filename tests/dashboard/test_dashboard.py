@@ -205,6 +205,7 @@ def test_a_server_with_keys_asks_for_one_and_gets_it_in_a_header(watch: "WatchPa
     field.fill(KEY)
     page.get_by_role("button", name="Watch").click()
     watched.wait_until_live()
+    expect(page.get_by_role("link", name="status")).to_be_hidden()
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#own-text")).to_have_text(re.compile("tokens written"), timeout=PATIENCE_MS)
     assert KEY not in " ".join(watched.asked)
@@ -214,6 +215,6 @@ def test_a_server_with_keys_asks_for_one_and_gets_it_in_a_header(watch: "WatchPa
 
 @pytest.fixture
 def keyed_url() -> Iterator[str]:
-    config = diptych.ServeConfig(port=0, engine="modeled", modeled_time_scale=0.0, kv_bytes=2_000_000)
+    config = diptych.ServeConfig(port=0, root_path="/llm", engine="modeled", modeled_time_scale=0.0, kv_bytes=2_000_000)
     with diptych.serve(config, api_key=KEY) as server:
-        yield server.url
+        yield f"{server.url}/llm"

@@ -541,6 +541,20 @@ def test_a_prefill_worker_reads_several_short_prompts_at_once() -> None:
     assert [heard.answer for heard in heards] == [greedy(heard) for heard in heards]
 
 
+def test_a_prompt_that_is_begun_is_told_at_once_and_once() -> None:
+    cluster = start_roles(num_prefill=0, num_decode=0, num_mixed=1, decode_chunk_tokens=16)
+    heard = cluster.submit(LONG[:50], 4, to="mixed-0", prefill=None)
+    told: list[str] = []
+    while not heard.tokens:  # several steps
+        cluster.deliver_all()
+        worker = cluster.workers["mixed-0"]
+        worker.begin()
+        told += [one.request_id for one in worker.decode.report.begun]
+        cluster.end("mixed-0")
+    finish(cluster)
+    assert told == [heard.request.request_id]
+
+
 def test_first_tokens_reach_the_router_before_the_decode_worker_goes_on() -> None:
     cluster = start_roles()
     heard = cluster.submit(LONG[:50])

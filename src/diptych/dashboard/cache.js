@@ -35,11 +35,13 @@ function sinceStart(workers) {
   const sum = (of) => caches.reduce((total, cache) => total + of(cache), 0);
   const asked = sum((cache) => cache.num_asked_tokens);
   const hit = sum((cache) => cache.num_memory_tokens + cache.num_tier_tokens);
+  const copied = sum((cache) => cache.num_copied_tokens);
   const held = sum((cache) => cache.num_findable_blocks * cache.block_bytes);
   const tiers = caches.map((cache) => cache.tier).filter((tier) => tier !== null);
   const onDisk = tiers.reduce((total, tier) => total + tier.used_bytes, 0);
   const disk = tiers.length ? `, ${size(onDisk)} on disk` : ", no disk tier";
-  return `Since the workers' start: ${asked ? percent(hit / asked) : "–"} of ${count(asked)} tokens. Held: ${size(held)} in memory${disk}.`;
+  const others = copied ? `, ${percent(copied / asked)} copied from another worker` : "";
+  return `Since the workers' start: ${asked ? percent(hit / asked) : "–"} of ${count(asked)} tokens${others}. Held: ${size(held)} in memory${disk}.`;
 }
 
 function set(node, text) {

@@ -77,6 +77,7 @@ function setText(node, text) {
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   connection.useKey(byId("key").value);
+  byId("links").hidden = true; // a link brings no key
   byId("key").value = "";
 });
 for (const choice of document.querySelectorAll("input[name=span]")) {
