@@ -94,6 +94,8 @@ class HostileMessages:
                 return {self._key(key): self._value(value) for _ in range(draw.choice([0, 1, 2]))}
             case inspect.StructType():
                 return self._fields(kind)
+            case inspect.Metadata(type=bare):
+                return self._value(bare, name)
         raise AssertionError(f"no way to make a {kind}")
 
     def _key(self, kind: inspect.Type) -> Any:

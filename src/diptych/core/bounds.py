@@ -21,7 +21,10 @@ TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Epoch = Annotated[int, Meta(ge=0, lt=2**62)]
 
 Seconds = Annotated[float, Meta(ge=0, le=1e300)]
-"""A duration, or a moment of the node's clock."""
+"""A duration."""
+IS_MOMENT = "is_moment"
+Moment = Annotated[float, Meta(ge=0, le=1e300, extra={IS_MOMENT: True})]
+"""A moment of a machine's monotonic clock. Other machines have other clocks: see core/moments.py."""
 Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Amount = Annotated[float, Meta(ge=0, le=1e30)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -30,6 +33,8 @@ Logprob = Annotated[float, Meta(le=1e30)]
 
 NAME = Meta(min_length=1, max_length=256)
 """Of ids: `Annotated[RequestId, NAME]`."""
+NODE_NAME = Meta(max_length=36, pattern=r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$")
+"""Of machines; empty where there is only one. As in host names, so that worker ids and paths can have it in them."""
 ENDPOINT = Meta(max_length=256)
 HASH = Meta(min_length=16, max_length=16)
 """Of a `BlockHash`."""

@@ -15,10 +15,12 @@ from typing import Literal
 
 import msgspec
 
+from diptych.core.addresses import public_endpoint
 from diptych.core.api_keys import ApiKey
 from diptych.core.cost_model import CostModel
-from diptych.core.ids import WorkerId
+from diptych.core.ids import NO_NODE, NodeId, WorkerId
 from diptych.core.messages import PeerAddress, Role
+from diptych.core.node_messages import Layout
 
 KVDtype = Literal["auto", "f32", "bf16", "f16", "u8"]
 EngineKind = Literal["openvino", "modeled"]
@@ -70,7 +72,9 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_dtype: KVDtype
     model: ModelOrder
     endpoint: str
+    """Of its inbox, on this machine."""
     router_endpoint: str
+    """Where the router is, or who passes on to it, on this machine."""
     segment_fd: int
     max_num_seqs: int
     chunk_tokens: int
@@ -97,11 +101,14 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Which cached blocks make room."""
     disk: DiskOrder | None = None
     """None: no KV goes to disk."""
+    node: NodeId = NO_NODE
+    """What this machine is called in a cluster."""
 
     @property
     def address(self) -> PeerAddress:
         """Where this life of the worker is written to."""
-        return PeerAddress(self.worker_id, self.endpoint, self.incarnation)
+        endpoint = public_endpoint(self.endpoint, self.node)
+        return PeerAddress(self.worker_id, endpoint, self.incarnation, self.node)
 
     @property
     def writes_answers(self) -> bool:
@@ -134,6 +141,20 @@ class StartFailure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Why a process cannot start, in one line for the user."""
 
     message: str
+
+
+class ClusterOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """How other machines may join."""
+
+    listen: str
+    """HOST:PORT."""
+    keys: str
+    """Folder."""
+    settings: dict[str, str | int | float | bool | None]
+    """What all machines share."""
+    layout: Layout
+    timeout_s: float
+    """Of silence, until a machine is given up."""
 
 
 class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -178,6 +199,10 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     has_metrics: bool = True
     slow_request_s: float | None = None
     """How long a request may take before the log tells of it."""
+    node: NodeId = NO_NODE
+    """What this machine is called in a cluster."""
+    cluster: ClusterOrder | None = None
+    """None: nobody else joins."""
 
 
 class FrontendListening(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from diptych.core.bounds import Seconds
+from diptych.core.bounds import Moment
 
 
 class Lifecycle(StrEnum):
@@ -34,7 +34,7 @@ class Lifecycle(StrEnum):
     """The last token has been sampled, or the request was aborted or failed."""
 
 
-Timeline = dict[Lifecycle, Seconds]
+Timeline = dict[Lifecycle, Moment]
 """When each event happened, in seconds of the node's monotonic clock."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from diptych.core.bounds import NAME, Amount, Count, Logprob, Number, Ordinal, Seconds, Share, TokenId
+from diptych.core.bounds import NAME, Amount, Count, Logprob, Moment, Number, Ordinal, Share, TokenId
 from diptych.core.ids import RequestId
 
 GREEDY_TEMPERATURE = 0.0
@@ -71,9 +71,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks are shared only among requests of the same salt."""
     traceparent: Annotated[str, Meta(max_length=64)] = ""
     """Of the trace that the client has it in (W3C); empty: it named none."""
-    deadline_s: Seconds
+    deadline_s: Moment
     """Node clock; past it the request fails wherever it is."""
-    arrived_s: Seconds
+    arrived_s: Moment
     """Node clock; when the frontend had read the whole HTTP request."""
 
 

@@ -41,7 +41,8 @@ __all__ = [
 FORMAT_VERSION = 2
 DEFAULT_EXTENT_BLOCKS = 64
 PAGE_BYTES = 4096
-MAX_OWNER_BYTES = 32
+MAX_OWNER_BYTES = 48
+"""A machine of 36, a dot, `prefill-255`."""
 MAX_FINGERPRINT_BYTES = 32
 
 _MAGIC = b"DIPTYCH\n"
@@ -50,7 +51,7 @@ _EPOCH_BYTES = 8
 _CHECKSUM_WORDS = 2
 _CHECKSUM_BYTES = 8 * _CHECKSUM_WORDS
 _EXTENT = np.dtype(
-    [("epoch", np.uint64), ("owner", f"S{MAX_OWNER_BYTES}"), ("spare", "V16"), ("checksum", np.uint64)],
+    [("epoch", np.uint64), ("owner", f"S{MAX_OWNER_BYTES}"), ("checksum", np.uint64)],
 )
 _EXTENT_EPOCH_WORD = 0
 

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from diptych.core.cost_model import CostModel
-from diptych.core.ids import WorkerId
+from diptych.core.ids import NO_NODE, NodeId, WorkerId
 from diptych.core.messages import Role
 from diptych.core.slo import Slo
 from diptych.policy.batching import ANSWERS_SHARE, answers_when_read
 from diptych.policy.copying import GUESSED_COPY_BLOCK_S
+from diptych.policy.nodes import can_hand_over
 
 TTFT_SHARE = 0.8
 """Of the time to the first token that the SLO allows: a prediction of more has no room for a mistake."""
@@ -70,6 +71,8 @@ class WorkerLoad:
     """How long it takes to copy a block within the segment."""
     mean_written_tokens: float | None = None
     """Of the answers that are being written, so far; None: not known, taken for half of what is expected."""
+    node: NodeId = NO_NODE
+    """The machine whose memory it uses."""
 
     def step_s(self, num_answers: float) -> float:
         """Return how long a step takes that continues so many answers of this worker's mean length."""
@@ -124,7 +127,8 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
     owners = [load for load in accepting if load.num_blocks * block_size >= num_most_tokens]
     as_reader = {load.worker_id: Reader.of(load, slo, num_answer_tokens) for load in accepting}
     queues = sorted(as_reader.values(), key=lambda one: (one.queue_s, _order(one.load)))
-    readers = [one for one in queues if one.load.role is Role.PREFILL][:NUM_READERS]
+    readers = [one for one in queues if one.load.role is Role.PREFILL]
+    near = {node: _near(readers, node) for node in {owner.node for owner in owners}}
     candidates: list[tuple[tuple[bool, bool, float, float, tuple[int, WorkerId], bool], Pair]] = []
     for owner in owners:
         num_uncached = max(num_prompt_tokens - matched_tokens.get(owner.worker_id, 0), 1)
@@ -132,7 +136,7 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
         is_full = owner.num_used_blocks + num_new_blocks > owner.num_blocks
         is_helper = owner.role is Role.PREFILL
         own = as_reader[owner.worker_id]
-        for reader in _readers_for(own, readers, num_uncached, slo.ttft_s, local_prefill_max_tokens):
+        for reader in _readers_for(own, near[owner.node], num_uncached, slo.ttft_s, local_prefill_max_tokens):
             pair, excess, price_s = _judge(owner, reader, num_prompt_tokens, num_uncached, slo, num_answer_tokens)
             # A prefill worker helps out only where it has the time: the prompts of all others wait for what it writes.
             key = (is_helper and excess > 1.0, is_full, excess, price_s, _order(owner), reader is own)
@@ -158,6 +162,11 @@ class Reader(NamedTuple):
     def ttft_s(self, num_tokens: int, num_past: int) -> float:
         """Return in how long it will have read so many tokens more of a prompt."""
         return self.queue_s + self.load.read_s(num_tokens, num_past) / self.free_share
+
+
+def _near(readers: Sequence[Reader], node: NodeId) -> Sequence[Reader]:
+    """Return the first few readers that can hand over to workers of a machine."""
+    return [one for one in readers if can_hand_over(one.load.node, node)][:NUM_READERS]
 
 
 def _readers_for(

@@ -3,6 +3,8 @@
 Messages from one sender arrive in order; messages from two senders may arrive in any. Both ends are bounded: a peer
 that stops reading costs its senders a `PeerUnreachableError`, never memory. Bytes that are no message of the expected
 kinds are dropped and counted, whoever sent them, and never keep a loop from its other work.
+
+In a cluster, letters to other machines go to this machine's border, which passes them on (wire/border.py).
 """
 
 import asyncio
@@ -14,8 +16,10 @@ from typing import Generic, Self, TypeVar
 import zmq
 import zmq.asyncio
 
+from diptych.core.addresses import BORDER_NAME, split_node_endpoint
 from diptych.core.errors import PeerUnreachableError
-from diptych.core.messages import Message, PeerAddress
+from diptych.core.ids import NO_NODE, NodeId
+from diptych.core.messages import Letter, Message, PeerAddress
 from diptych.wire.dropped import DroppedMessages
 from diptych.wire.frame import FrameDecoder, encode_frame
 from diptych.wire.wake import Wake
@@ -46,8 +50,9 @@ class Inbox(Generic[Incoming]):
         self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, kinds: object, remains: object = None
     ) -> None:
         """`kinds`: the union of types that may arrive; `remains`: see `FrameDecoder`."""
-        self._socket = context.socket(zmq.PULL)
-        _pull_socket(self._socket, endpoint)
+        self.socket = context.socket(zmq.PULL)
+        """For pollers."""
+        _pull_socket(self.socket, endpoint)
         self.dropped = _dropped_at(endpoint)
         self._decoder: FrameDecoder[Incoming] = FrameDecoder(kinds, self.dropped, remains)
 
@@ -62,16 +67,20 @@ class Inbox(Generic[Incoming]):
         It waits for `timeout_s` at most. `wake` is lowered.
         """
         poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self.socket, zmq.POLLIN)
         poller.register(wake.fileno(), zmq.POLLIN)
         poller.poll(round(timeout_s * 1000))
         wake.lower()
+        return self.receive_waiting()
+
+    def receive_waiting(self) -> list[Incoming]:
+        """Return the messages that are here (not all, if they are many)."""
         return list(self._drain())
 
     def _drain(self) -> Iterator[Incoming]:
         for _ in range(MAX_FRAMES_AT_ONCE):
             try:
-                frame = self._socket.recv(zmq.NOBLOCK)
+                frame = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
             message = self._decoder.try_decode(frame)
@@ -80,7 +89,7 @@ class Inbox(Generic[Incoming]):
 
     def close(self) -> None:
         """Stop receiving; what has not been received is lost."""
-        self._socket.close()
+        self.socket.close()
 
 
 class AsyncInbox(Generic[Incoming]):
@@ -114,8 +123,16 @@ class AsyncInbox(Generic[Incoming]):
 class Outbox:
     """Letters to any number of peers; connects at the first letter. Owned by one thread. Sending never waits."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        directory: str = "",
+        node: NodeId = NO_NODE,
+    ) -> None:
+        """`directory`, `node`: in a cluster, where this machine's inboxes are (`ipc://...`), and what it is called."""
         self._context = context
+        self._directory = directory
+        self._node = node
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
 
     def send(self, endpoint: str, message: Message) -> None:
@@ -124,9 +141,22 @@ class Outbox:
         Raises: PeerUnreachableError if that inbox has not read its last `HIGH_WATER_MARK_MESSAGES` messages, or if
         there can be none.
         """
+        self.send_frame(endpoint, encode_frame(message))
+
+    def send_frame(self, endpoint: str, frame: bytes) -> None:
+        """Queue a message that is encoded already. Raises: as `send`."""
+        address = split_node_endpoint(endpoint) if self._node else None
+        if address is not None and address[0] != self._node:
+            self._queue(f"{self._directory}/{BORDER_NAME}", encode_frame(Letter(to=endpoint, frame=frame)))
+        elif address is not None:
+            self._queue(f"{self._directory}/{address[1]}", frame)
+        else:
+            self._queue(endpoint, frame)
+
+    def _queue(self, endpoint: str, frame: bytes) -> None:
         socket = self._sockets.get(endpoint) or self._connect(endpoint)
         try:
-            socket.send(encode_frame(message), zmq.NOBLOCK)
+            socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
             raise PeerUnreachableError(f"{endpoint} does not read its messages") from None
 
@@ -144,7 +174,11 @@ class Outbox:
 
     def forget(self, peer: PeerAddress) -> None:
         """Close the connection to a peer that is gone; queued letters to it are dropped."""
-        socket = self._sockets.pop(peer.endpoint, None)
+        address = split_node_endpoint(peer.endpoint) if self._node else None
+        if address is not None and address[0] != self._node:
+            return  # the way to other machines is for all of their workers
+        endpoint = peer.endpoint if address is None else f"{self._directory}/{address[1]}"
+        socket = self._sockets.pop(endpoint, None)
         if socket is not None:
             socket.close(linger=0)
 

@@ -92,7 +92,7 @@ class Worker:
         self._clock = clock
         self._lifeline = lifeline
         self._context = context
-        self._outbox = Outbox(context)
+        self._outbox = Outbox(context, order.endpoint.rpartition("/")[0], order.node)
         self._inbox = inbox
         self._wake = Wake()
         self._steps = StepThread(engine, memory, self._wake)
@@ -145,7 +145,7 @@ class Worker:
             self._role = prefill
         else:
             self._role = self._decode if order.role is not Role.PREFILL else BothRoles(prefill, self._decode, pace)
-        self._neighbours = Neighbours(order.endpoint, order.workers, lease.lives)
+        self._neighbours = Neighbours(order.endpoint, order.workers, lease.lives, order.node)
         self._inspector = Inspector(
             order,
             engine,

@@ -30,7 +30,7 @@ from diptych.core.messages.answers import (
 from diptych.core.messages.caching import CacheChange, CacheSnapshot, CacheSnapshotWanted
 from diptych.core.messages.handover import Filled, Grant, GrantEnded, GrantHeld, Remind, Revoke
 from diptych.core.messages.lending import Borrow, Lent, Returned
-from diptych.core.messages.peers import PROTOCOL_VERSION, Message, PeerAddress, Role, WorkerState
+from diptych.core.messages.peers import PROTOCOL_VERSION, Letter, Message, PeerAddress, Role, WorkerState
 from diptych.core.messages.profiling import SampleStacks, StackSamples
 from diptych.core.messages.remains import GrantRemains, Remains, RequestRemains, SubmitRemains
 from diptych.core.messages.requests import Abort, CopyOrder, FormerAttempt, FrontendGone, PeerGone, Submit
@@ -60,6 +60,7 @@ __all__ = [
     "HealthState",
     "Heartbeat",
     "Lent",
+    "Letter",
     "Loading",
     "Message",
     "PeerAddress",

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from diptych.core.bounds import NAME, Count, Index, Seconds, TokenId
+from diptych.core.bounds import NAME, Count, Index, Moment, TokenId
 from diptych.core.events import FinishReason, Timeline
 from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages.caching import CacheChange
@@ -19,7 +19,7 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
 
     request_id: Annotated[RequestId, NAME]
     attempt: Count
-    prefill_started_s: Seconds
+    prefill_started_s: Moment
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):

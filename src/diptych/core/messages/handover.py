@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from diptych.core.bounds import HASH, NAME, Count, Epoch, Index, Seconds, TokenId
+from diptych.core.bounds import HASH, NAME, Count, Epoch, Index, Moment, TokenId
 from diptych.core.ids import BlockHash, BlockId, RequestId
 from diptych.core.messages.peers import Message, PeerAddress
 from diptych.core.request import SampledToken, SamplingParams, TokenLogprobs
@@ -36,9 +36,9 @@ class Grant(Message, frozen=True, kw_only=True):
     begun before, and its prompt must only be read again."""
     first_token_mask: bytes | None
     """Which tokens the request's grammar lets begin an answer, a bit a token; None: all."""
-    arrived_s: Seconds
-    """When the request came, on the node's clock: prompts are read in that order."""
-    deadline_s: Seconds
+    arrived_s: Moment
+    """When the request came: prompts are read in that order."""
+    deadline_s: Moment
 
 
 class Revoke(Message, frozen=True, kw_only=True):
@@ -66,8 +66,8 @@ class Filled(Message, frozen=True, kw_only=True):
     """One for each of the grant's choices."""
     prompt_logprobs: list[TokenLogprobs] | None
     """As in `Started`."""
-    prefill_started_s: Seconds
-    first_token_s: Seconds
+    prefill_started_s: Moment
+    first_token_s: Moment
 
 
 class GrantEnded(Message, frozen=True, kw_only=True):

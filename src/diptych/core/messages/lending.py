@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from diptych.core.bounds import HASH, NAME, Epoch, Seconds
+from diptych.core.bounds import HASH, NAME, Epoch, Moment
 from diptych.core.ids import BlockHash, BlockId, RequestId
 from diptych.core.messages.peers import Message, PeerAddress
 
@@ -18,8 +18,8 @@ class Borrow(Message, frozen=True, kw_only=True):
     borrower: PeerAddress
     hashes: Annotated[list[Annotated[BlockHash, HASH]], Meta(min_length=1)]
     """Of a prompt's first blocks, also of those that need no copy: who uses a block uses all before it."""
-    deadline_s: Seconds
-    """On the node's clock: keep them no longer. A borrower that is late finds out itself what is still there."""
+    deadline_s: Moment
+    """Keep them no longer. A borrower that is late finds out itself what is still there."""
 
 
 class Lent(Message, frozen=True, kw_only=True):

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import msgspec
 
-from diptych.core.bounds import ENDPOINT, NAME, Count
-from diptych.core.ids import WorkerId
+from diptych.core.bounds import ENDPOINT, NAME, NODE_NAME, Count
+from diptych.core.ids import NO_NODE, NodeId, WorkerId
 
 PROTOCOL_VERSION = 8
 """Stands before every message (wire/frame.py). It changes with any of them, and is at most 255."""
@@ -37,10 +37,21 @@ class PeerAddress(msgspec.Struct, frozen=True):
 
     worker_id: Annotated[WorkerId, NAME]
     endpoint: Annotated[str, ENDPOINT]
-    """Of its inbox, such as `ipc:///run/user/0/diptych-x/decode-0`."""
+    """Of its inbox: `ipc:///run/user/0/diptych-x/decode-0-1`, or in a cluster `node://NODE/decode-0-1`."""
     incarnation: Count
     """Grows with every restart of this worker id."""
+    node: Annotated[NodeId, NODE_NAME] = NO_NODE
+    """The machine whose memory it uses."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Base of all messages; the wire carries the class name as tag."""
+
+
+class Letter(Message, frozen=True, kw_only=True):
+    """A message to an inbox of another machine; those on its way do not open it."""
+
+    to: Annotated[str, ENDPOINT]
+    """Such as `node://rack2/prefill-0-1`."""
+    frame: bytes
+    """The message, with its header (wire/frame.py)."""

@@ -59,6 +59,9 @@ class PeerGone(Message, frozen=True, kw_only=True):
     incarnation: Count
     endpoint: Annotated[str, ENDPOINT] | None = None
     """Where it was written to."""
+    is_reaped: bool = True
+    """Whether its process is known to be dead. If not, its whole machine is out of reach and may still be writing
+    wherever a network lets it."""
 
     @property
     def address(self) -> PeerAddress:

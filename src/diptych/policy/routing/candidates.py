@@ -6,8 +6,9 @@ With many workers a policy that predicts would take long: it looks closely at a 
 from collections.abc import Collection, Sequence
 from heapq import nsmallest
 
-from diptych.core.ids import WorkerId
+from diptych.core.ids import NodeId, WorkerId
 from diptych.core.messages import Role
+from diptych.policy.nodes import can_hand_over
 from diptych.policy.pairing import CHUNK_TOKENS, Reader, WorkerLoad, predict_pair
 from diptych.policy.routing.question import Question, Route, Rules
 
@@ -16,6 +17,7 @@ MOST_MATCHED = 6
 MOST_IDLE = 8
 """... and for having little to do."""
 MOST_READERS = 4
+"""... of each machine."""
 
 
 def able_owners(question: Question, loads: Sequence[WorkerLoad], rules: Rules) -> list[WorkerLoad]:
@@ -51,23 +53,20 @@ def shortest_queues(readers: Sequence[WorkerLoad], question: Question, rules: Ru
 
 
 def few_shortest(readers: Sequence[WorkerLoad]) -> Sequence[WorkerLoad]:
-    """Return a few readers with the shortest queues in seconds, answers of their own not counted."""
+    """Return a few readers of each machine with the shortest queues in seconds, answers of their own not counted."""
     if len(readers) <= MOST_READERS:
         return readers
     # Most workers share one cost model.
     models = {id(load.costs): load.costs for load in readers}
     token_s = {key: costs.prefill_s(CHUNK_TOKENS, 0, CHUNK_TOKENS) / CHUNK_TOKENS for key, costs in models.items()}
     # Tuples are compared faster than a key is asked for; two workers never have one id.
-    queues = [
-        (
-            (load.num_queued_tokens * token_s[id(load.costs)] + load.num_queued_pairs * load.costs.pair_s)
-            * load.cost_scale,
-            load.worker_id,
-            index,
-        )
-        for index, load in enumerate(readers)
-    ]
-    return [readers[index] for _, _, index in nsmallest(MOST_READERS, queues)]
+    queues: dict[NodeId, list[tuple[float, WorkerId, int]]] = {}
+    for index, load in enumerate(readers):
+        queue_s = (
+            load.num_queued_tokens * token_s[id(load.costs)] + load.num_queued_pairs * load.costs.pair_s
+        ) * load.cost_scale
+        queues.setdefault(load.node, []).append((queue_s, load.worker_id, index))
+    return [readers[index] for near in queues.values() for _, _, index in nsmallest(MOST_READERS, near)]
 
 
 def soonest_reader(
@@ -79,9 +78,10 @@ def soonest_reader(
     measure the queue in predicted seconds, so that workers of unequal speed are used in proportion.
     """
     num_uncached = question.num_prompt_tokens - num_cached
-    if not readers or reads_itself(owner, num_uncached, rules):
+    near = [one for one in readers if can_hand_over(one.load.node, owner.node)]
+    if not near or reads_itself(owner, num_uncached, rules):
         return Reader.of(owner, rules.slo, question.num_answer_tokens)
-    return min(readers, key=lambda one: (one.ttft_s(num_uncached, num_cached), one.queue_s, one.load.worker_id))
+    return min(near, key=lambda one: (one.ttft_s(num_uncached, num_cached), one.queue_s, one.load.worker_id))
 
 
 def shortlist(owners: Sequence[WorkerLoad], question: Question) -> Collection[WorkerLoad]:

@@ -11,9 +11,9 @@ TPOT is within the SLO, the soonest first token. Where the threshold lets a pref
 only if that is predicted to be sooner.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from diptych.core.ids import WorkerId
+from diptych.core.ids import NodeId, WorkerId
 from diptych.policy.pairing import Pair, WorkerLoad
 from diptych.policy.routing.candidates import (
     able_owners,
@@ -23,29 +23,31 @@ from diptych.policy.routing.candidates import (
     shortlist,
 )
 from diptych.policy.routing.question import Chance, Question, Route, Rules
-from diptych.policy.routing.replication import best_holder, routes_with
+from diptych.policy.routing.replication import best_holders, routes_with
 
 
 def kv_centric(
     question: Question, loads: Sequence[WorkerLoad], rules: Rules, turn: int, chance: Chance
 ) -> Route | None:
     """Take the owner with the soonest first token, after a copy of a longer prefix where that helps."""
-    return _soonest(question, loads, rules, best_holder(question, loads))
+    return _soonest(question, loads, rules, best_holders(question, loads))
 
 
 def prefix_local(
     question: Question, loads: Sequence[WorkerLoad], rules: Rules, turn: int, chance: Chance
 ) -> Route | None:
     """Take the owner with the soonest first token, by the prefix that it has itself."""
-    return _soonest(question, loads, rules, None)
+    return _soonest(question, loads, rules, {})
 
 
-def _soonest(question: Question, loads: Sequence[WorkerLoad], rules: Rules, holder: WorkerId | None) -> Route | None:
+def _soonest(
+    question: Question, loads: Sequence[WorkerLoad], rules: Rules, holders: Mapping[NodeId, WorkerId]
+) -> Route | None:
     queues = shortest_queues(able_readers(loads), question, rules)
     candidates = [
         (_order(route.pair, is_full(owner, question, rules), rules), route)
         for owner in shortlist(able_owners(question, loads, rules), question)
-        for route in routes_with(owner, queues, holder, question, rules)
+        for route in routes_with(owner, queues, holders, question, rules)
     ]
     return min(candidates, key=lambda one: one[0])[1] if candidates else None
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from diptych.policy.pairing import Reader, WorkerLoad, choose_pair, predict_pair
 from diptych.policy.routing.candidates import able_owners, able_readers, busy, few_shortest, longest_prefixes
 from diptych.policy.routing.question import Chance, Question, Route, Rules
-from diptych.policy.routing.replication import best_holder, delayed, plan_copy
+from diptych.policy.routing.replication import best_holders, delayed, holder_for, plan_copy
 
 MOST_LOOKED_AT = 24
 NUM_SPREAD = 8
@@ -28,11 +28,14 @@ def predicted(question: Question, loads: Sequence[WorkerLoad], rules: Rules, tur
     )
     if pair is None:
         return None
-    holder = best_holder(question, loads)
-    if holder is None or holder == pair.owner:
+    holders = best_holders(question, loads)
+    if not holders:
         return Route(pair)
     by_id = {load.worker_id: load for load in loads if load.worker_id in {pair.owner, pair.reader}}
     owner, answer = by_id[pair.owner], question.num_answer_tokens
+    holder = holder_for(owner, holders)
+    if holder is None:
+        return Route(pair)
     copy = plan_copy(owner, holder, question, rules)
     if copy is None:
         return Route(pair)

@@ -1,28 +1,42 @@
 """Routes with a copy of somebody else's prefix in front."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from diptych.core.ids import WorkerId
+from diptych.core.ids import NodeId, WorkerId
 from diptych.policy.copying import is_much_longer, predict_copy_s
+from diptych.policy.nodes import can_copy
 from diptych.policy.pairing import Pair, Reader, WorkerLoad, predict_pair
 from diptych.policy.routing.candidates import soonest_reader
 from diptych.policy.routing.question import Copy, Question, Route, Rules
 
 
-def best_holder(question: Question, loads: Sequence[WorkerLoad]) -> WorkerId | None:
-    """Return which accepting worker has the longest part of the prompt in its cache; None: nobody has any."""
+def best_holders(question: Question, loads: Sequence[WorkerLoad]) -> Mapping[NodeId, WorkerId]:
+    """Return which accepting worker of each machine has the longest part of the prompt in its cache, if any has."""
     matched = question.matched_tokens
-    holders = [load.worker_id for load in loads if load.worker_id in matched and load.is_accepting]
-    return min(holders, key=lambda worker_id: (-matched[worker_id], worker_id), default=None)
+    holders = [load for load in loads if load.worker_id in matched and load.is_accepting]
+    holders.sort(key=lambda load: (-matched[load.worker_id], load.worker_id))
+    best: dict[NodeId, WorkerId] = {}
+    for load in holders:
+        best.setdefault(load.node, load.worker_id)
+    return best
+
+
+def holder_for(owner: WorkerLoad, holders: Mapping[NodeId, WorkerId]) -> WorkerId | None:
+    """Return from whose cache an owner may copy; None: from nobody's but its own."""
+    for node, worker_id in holders.items():
+        if can_copy(node, owner.node):
+            return None if worker_id == owner.worker_id else worker_id
+    return None
 
 
 def routes_with(
-    owner: WorkerLoad, queues: Sequence[Reader], holder: WorkerId | None, question: Question, rules: Rules
+    owner: WorkerLoad, queues: Sequence[Reader], holders: Mapping[NodeId, WorkerId], question: Question, rules: Rules
 ) -> Iterator[Route]:
-    """Yield the routes to an owner: by what it has cached, and after a copy from `holder` if that has much more."""
+    """Yield the routes to an owner: by what it has cached, and after a copy from a holder if that has much more."""
     cached = question.num_cached(owner.worker_id)
     yield Route(_predict(owner, queues, cached, question, rules))
-    if holder is None or holder == owner.worker_id:
+    holder = holder_for(owner, holders)
+    if holder is None:
         return
     copy = plan_copy(owner, holder, question, rules)
     if copy is not None:
