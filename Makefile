@@ -71,7 +71,7 @@ lock: ## Pin all dependencies anew in requirements/dev.txt (ARGS=--upgrade takes
 	@tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
 	$(call make_venv,$$tools); \
 	"$$tools/bin/python" -m pip install -qq uv; \
-	"$$tools/bin/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra dev --extra bench --extra docs --extra mooncake \
+	"$$tools/bin/uv" pip compile pyproject.toml --universal --python-version 3.11 --extra dev --extra bench --extra docs --extra mooncake --extra ray \
 		--system-certs --no-emit-package diptych --annotation-style line --custom-compile-command "make lock" \
 		--quiet --output-file $(LOCK) $(ARGS); \
 	echo "$(LOCK) pins $$(grep -c '==' $(LOCK)) packages"

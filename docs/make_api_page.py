@@ -40,6 +40,7 @@ and a reason; nothing is silently ignored. Types are strict, unknown fields are 
 | `GET /diptych/events` | all there is to see, four times a second ([watching.md](watching.md); admin keys) |
 | `GET /dashboard`, `GET /dashboard/{name}` | a page that shows it, and the page's files |
 | `GET /metrics` | everything that is counted, for Prometheus (admin keys); [what each metric means](operations.md) |
+| `POST /diptych/nodes/{node}/drain` | have a machine leave, as `diptych cluster drain` does (admin keys) |
 | `POST /diptych/workers/{worker_id}/drain` | take a worker out of service, as `diptych drain` does (admin keys) |
 | `POST /diptych/workers/{worker_id}/start` | start a worker that is down (admin keys) |
 | `POST /diptych/workers/{worker_id}/profile` | where a worker's time goes, as `diptych profile` shows it (admin keys) |

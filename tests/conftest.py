@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from tests.cluster.hosts import why_no_namespaces
 from tests.live_process import SESSION_MARK, Command, StartCommand, processes_with
 from tests.live_server import LiveServer, Serving, StartServer
 
@@ -27,6 +28,14 @@ settings.load_profile("diptych")
 MODEL = "smollm2-135m-instruct"
 MODELED_KV_BYTES = 2_000_000
 """About 5,000 blocks of the modeled engine, whose tokens take 8 bytes each."""
+
+
+def pytest_report_header() -> str:
+    """Say on what kind of machines the tests of clusters run."""
+    reason = why_no_namespaces()
+    if reason is None:
+        return "tests/cluster: hosts have networks and clocks of their own"
+    return f"tests/cluster: hosts are loopback addresses with one clock, since namespaces are not to be had ({reason})"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ import uvloop
 
 from diptych.core.errors import NotFoundError, RequestError, UnavailableError
 from diptych.core.events import FinishReason, Lifecycle, RequestRecord
-from diptych.core.ids import RequestId, WorkerId
+from diptych.core.ids import NodeId, RequestId, WorkerId
 from diptych.core.messages import HealthState, PeerAddress, Role, StackSamples, WorkerState, WorkerStatus
 from diptych.core.request import Request, TokenLogprobs
 from diptych.core.service import AnswerPart, ClusterStatus, EndOut, RunningAnswer, StartOut, TokensOut, WorkerInfo
@@ -123,6 +123,9 @@ class FakeService:
         if worker_id != "mixed-0":
             raise NotFoundError(f"there is no worker {worker_id}")
         return PeerAddress(worker_id, "ipc:///nowhere", 1)
+
+    def drain_node(self, node: NodeId) -> None:
+        raise NotFoundError(f"there is no machine {node}")
 
     def revive_worker(self, worker_id: WorkerId) -> None:
         raise UnavailableError(f"{worker_id} is ready; only one that is down can be started")

@@ -32,7 +32,7 @@ from diptych.core.messages import (
 )
 from diptych.core.request import Request, SamplingParams
 from diptych.core.service import AnswerPart
-from diptych.router.ports import Observer, Staff
+from diptych.router.ports import LetterBox, Observer, Staff
 from diptych.router.router import Router
 from diptych.router.settings import RouterSettings
 
@@ -91,16 +91,19 @@ class Cluster:
         expected: Mapping[str, Role] | None = None,
         staff: Staff | None = None,
         observer: Observer | None = None,
+        clock: VirtualClock | None = None,
+        letters: LetterBox | None = None,
         **settings: float,
     ) -> None:
-        self.clock = VirtualClock(1000.0)
+        """`letters`: where the router's go; None: to `outbox`."""
+        self.clock = clock or VirtualClock(1000.0)
         self.inbox, self.outbox = SilentInbox(), ListOutbox()
         self.router = Router(
             model="tiny",
             max_model_len=64,
             hasher=PlainHasher(),
             inbox=self.inbox,
-            outbox=self.outbox,
+            outbox=letters or self.outbox,
             clock=self.clock,
             settings=RouterSettings(**{"local_prefill_max_tokens": 4, **settings}),  # type: ignore[arg-type]
             expected_workers={WorkerId(name): role for name, role in (expected or {}).items()},

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.hostile_frames import HostileMessages, Known
 
+from diptych.core.addresses import inbox_name
 from diptych.core.bounds import MAX_SNAPSHOT_PIECE_BLOCKS
 from diptych.core.ids import BlockHash, RequestId, WorkerId
 from diptych.core.messages import (
@@ -36,7 +37,7 @@ from diptych.router.inspection import InspectedInbox
 from diptych.wire.dropped import DroppedMessages
 from diptych.wire.frame import HEADER, FrameDecoder, encode_frame
 from diptych.wire.mailbox import AsyncInbox
-from diptych.wire.neighbours import Neighbours, inbox_name
+from diptych.wire.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from tests.router.conftest import Cluster

@@ -13,7 +13,9 @@ from diptych import __version__
 from diptych.cli.bench import bench_app
 from diptych.cli.cache import cache_app
 from diptych.cli.calibrate import calibrate_command
+from diptych.cli.cluster import cluster_app
 from diptych.cli.key import key_app
+from diptych.cli.keys import keys_command
 from diptych.cli.model import model_app
 from diptych.cli.plan import plan_command
 from diptych.cli.profile import profile_command
@@ -21,6 +23,7 @@ from diptych.cli.serve import serve_command
 from diptych.cli.simulate import simulate_command
 from diptych.cli.status import status_command
 from diptych.cli.top import top_command
+from diptych.cli.worker import worker_command
 from diptych.cli.workers import drain_command, restart_command
 from diptych.core.errors import DiptychError
 from diptych.core.streams import (
@@ -41,6 +44,8 @@ app = typer.Typer(
     epilog="Start with `diptych serve`, then talk to http://127.0.0.1:8000/v1 with any OpenAI client.",
 )
 app.command("serve")(serve_command)
+app.command("worker")(worker_command)
+app.command("keys")(keys_command)
 app.command("calibrate")(calibrate_command)
 app.command("simulate")(simulate_command)
 app.command("plan")(plan_command)
@@ -51,6 +56,7 @@ app.command("drain")(drain_command)
 app.command("restart")(restart_command)
 app.add_typer(bench_app, name="bench")
 app.add_typer(cache_app, name="cache")
+app.add_typer(cluster_app, name="cluster")
 app.add_typer(key_app, name="key")
 app.add_typer(model_app, name="model")
 

@@ -14,6 +14,7 @@ from diptych.cli.status import workers_table
 from diptych.core.config import API_KEY_VARIABLE, LIST_SETTINGS, ServeConfig, load_config
 from diptych.core.errors import LaunchError
 from diptych.core.logs import configure_logging
+from diptych.core.machine_groups import read_machine_groups
 from diptych.core.streams import take_stdout_error
 from diptych.launch.server import Server, serve
 from diptych.models import stderr_progress
@@ -21,9 +22,10 @@ from diptych.models import stderr_progress
 SIGNAL_POLL_S = 0.2
 API, WORKERS, MEMORY, LIMITS, MODEL = "API", "Workers", "KV cache", "Limits", "Model and engine"
 WATCHING = "Watching it"
+CLUSTER = "Cluster"
 
 
-def _option(field: str, panel: str, *names: str, metavar: str | None = None) -> Any:
+def setting_option(field: str, panel: str, *names: str, metavar: str | None = None) -> Any:
     """Return the option for a field of `ServeConfig`, with the field's own help and default."""
     info = ServeConfig.model_fields[field]
     default = "" if info.default in (None, "", []) else f" [default: {info.default}]"
@@ -43,54 +45,59 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     config: Annotated[
         Path | None, typer.Option("--config", envvar="DIPTYCH_CONFIG", help="TOML file with any of these settings.")
     ] = None,
-    model: Annotated[str | None, _option("model", MODEL, "-m")] = None,
-    host: Annotated[str | None, _option("host", API)] = None,
-    port: Annotated[int | None, _option("port", API, "-p")] = None,
-    root_path: Annotated[str | None, _option("root_path", API, metavar="PATH")] = None,
-    cors_origins: Annotated[str | None, _option("cors_origins", API, metavar="LIST")] = None,
-    api_keys: Annotated[Path | None, _option("api_keys", API, metavar="FILE")] = None,
-    allow_unauthenticated: Annotated[bool | None, _option("allow_unauthenticated", API)] = None,
-    tls_cert: Annotated[Path | None, _option("tls_cert", API, metavar="FILE")] = None,
-    tls_key: Annotated[Path | None, _option("tls_key", API, metavar="FILE")] = None,
-    chat_template: Annotated[Path | None, _option("chat_template", API, metavar="FILE")] = None,
-    prefill: Annotated[int | None, _option("prefill", WORKERS)] = None,
-    decode: Annotated[int | None, _option("decode", WORKERS)] = None,
-    mixed: Annotated[int | None, _option("mixed", WORKERS)] = None,
-    cores: Annotated[str | None, _option("cores", WORKERS, metavar="LIST")] = None,
-    engine: Annotated[str | None, _option("engine", MODEL)] = None,
-    modeled_time_scale: Annotated[float | None, _option("modeled_time_scale", MODEL)] = None,
-    kv_dtype: Annotated[str | None, _option("kv_dtype", MEMORY)] = None,
-    kv_bytes: Annotated[str | None, _option("kv_bytes", MEMORY, metavar="SIZE")] = None,
-    disk_kv_bytes: Annotated[str | None, _option("disk_kv_bytes", MEMORY, metavar="SIZE")] = None,
-    disk_kv_dir: Annotated[Path | None, _option("disk_kv_dir", MEMORY, metavar="DIR")] = None,
-    max_model_len: Annotated[int | None, _option("max_model_len", MEMORY)] = None,
-    max_num_seqs: Annotated[int | None, _option("max_num_seqs", MEMORY)] = None,
-    chunk_tokens: Annotated[int | None, _option("chunk_tokens", WORKERS)] = None,
-    decode_chunk_tokens: Annotated[int | None, _option("decode_chunk_tokens", WORKERS)] = None,
-    local_prefill_max_tokens: Annotated[int | None, _option("local_prefill_max_tokens", WORKERS)] = None,
-    adaptive: Annotated[bool | None, _option("adaptive", WORKERS)] = None,
-    slo_ttft_s: Annotated[float | None, _option("slo_ttft_s", WORKERS)] = None,
-    slo_tpot_s: Annotated[float | None, _option("slo_tpot_s", WORKERS)] = None,
-    routing: Annotated[str | None, _option("routing", WORKERS, metavar="NAME")] = None,
-    routing_temperature: Annotated[float | None, _option("routing_temperature", WORKERS)] = None,
-    balancing_threshold: Annotated[float | None, _option("balancing_threshold", WORKERS)] = None,
-    admission: Annotated[str | None, _option("admission", LIMITS, metavar="NAME")] = None,
-    eviction: Annotated[str | None, _option("eviction", MEMORY, metavar="NAME")] = None,
-    profile: Annotated[Path | None, _option("profile", MODEL, metavar="FILE")] = None,
-    exact: Annotated[bool | None, _option("exact", MEMORY)] = None,
-    kv_checksums: Annotated[bool | None, _option("kv_checksums", MEMORY)] = None,
-    request_timeout_s: Annotated[float | None, _option("request_timeout_s", LIMITS)] = None,
-    queue_timeout_s: Annotated[float | None, _option("queue_timeout_s", LIMITS)] = None,
-    grant_timeout_s: Annotated[float | None, _option("grant_timeout_s", LIMITS)] = None,
-    client_timeout_s: Annotated[float | None, _option("client_timeout_s", LIMITS)] = None,
-    drain_timeout_s: Annotated[float | None, _option("drain_timeout_s", LIMITS)] = None,
-    start_timeout_s: Annotated[float | None, _option("start_timeout_s", LIMITS)] = None,
-    max_queue: Annotated[int | None, _option("max_queue", LIMITS)] = None,
-    max_connections: Annotated[int | None, _option("max_connections", LIMITS)] = None,
-    metrics: Annotated[bool | None, _option("metrics", WATCHING)] = None,
-    log_format: Annotated[str | None, _option("log_format", WATCHING, metavar="NAME")] = None,
-    log_level: Annotated[str | None, _option("log_level", WATCHING, metavar="NAME")] = None,
-    slow_request_s: Annotated[float | None, _option("slow_request_s", WATCHING)] = None,
+    model: Annotated[str | None, setting_option("model", MODEL, "-m")] = None,
+    host: Annotated[str | None, setting_option("host", API)] = None,
+    port: Annotated[int | None, setting_option("port", API, "-p")] = None,
+    root_path: Annotated[str | None, setting_option("root_path", API, metavar="PATH")] = None,
+    cors_origins: Annotated[str | None, setting_option("cors_origins", API, metavar="LIST")] = None,
+    api_keys: Annotated[Path | None, setting_option("api_keys", API, metavar="FILE")] = None,
+    allow_unauthenticated: Annotated[bool | None, setting_option("allow_unauthenticated", API)] = None,
+    tls_cert: Annotated[Path | None, setting_option("tls_cert", API, metavar="FILE")] = None,
+    tls_key: Annotated[Path | None, setting_option("tls_key", API, metavar="FILE")] = None,
+    chat_template: Annotated[Path | None, setting_option("chat_template", API, metavar="FILE")] = None,
+    prefill: Annotated[int | None, setting_option("prefill", WORKERS)] = None,
+    decode: Annotated[int | None, setting_option("decode", WORKERS)] = None,
+    mixed: Annotated[int | None, setting_option("mixed", WORKERS)] = None,
+    cores: Annotated[str | None, setting_option("cores", WORKERS, metavar="LIST")] = None,
+    engine: Annotated[str | None, setting_option("engine", MODEL)] = None,
+    modeled_time_scale: Annotated[float | None, setting_option("modeled_time_scale", MODEL)] = None,
+    kv_dtype: Annotated[str | None, setting_option("kv_dtype", MEMORY)] = None,
+    kv_bytes: Annotated[str | None, setting_option("kv_bytes", MEMORY, metavar="SIZE")] = None,
+    disk_kv_bytes: Annotated[str | None, setting_option("disk_kv_bytes", MEMORY, metavar="SIZE")] = None,
+    disk_kv_dir: Annotated[Path | None, setting_option("disk_kv_dir", MEMORY, metavar="DIR")] = None,
+    max_model_len: Annotated[int | None, setting_option("max_model_len", MEMORY)] = None,
+    max_num_seqs: Annotated[int | None, setting_option("max_num_seqs", MEMORY)] = None,
+    chunk_tokens: Annotated[int | None, setting_option("chunk_tokens", WORKERS)] = None,
+    decode_chunk_tokens: Annotated[int | None, setting_option("decode_chunk_tokens", WORKERS)] = None,
+    local_prefill_max_tokens: Annotated[int | None, setting_option("local_prefill_max_tokens", WORKERS)] = None,
+    adaptive: Annotated[bool | None, setting_option("adaptive", WORKERS)] = None,
+    slo_ttft_s: Annotated[float | None, setting_option("slo_ttft_s", WORKERS)] = None,
+    slo_tpot_s: Annotated[float | None, setting_option("slo_tpot_s", WORKERS)] = None,
+    routing: Annotated[str | None, setting_option("routing", WORKERS, metavar="NAME")] = None,
+    routing_temperature: Annotated[float | None, setting_option("routing_temperature", WORKERS)] = None,
+    balancing_threshold: Annotated[float | None, setting_option("balancing_threshold", WORKERS)] = None,
+    admission: Annotated[str | None, setting_option("admission", LIMITS, metavar="NAME")] = None,
+    eviction: Annotated[str | None, setting_option("eviction", MEMORY, metavar="NAME")] = None,
+    profile: Annotated[Path | None, setting_option("profile", MODEL, metavar="FILE")] = None,
+    exact: Annotated[bool | None, setting_option("exact", MEMORY)] = None,
+    kv_checksums: Annotated[bool | None, setting_option("kv_checksums", MEMORY)] = None,
+    cluster_listen: Annotated[str | None, setting_option("cluster_listen", CLUSTER, metavar="HOST:PORT")] = None,
+    cluster_keys: Annotated[Path | None, setting_option("cluster_keys", CLUSTER, metavar="DIR")] = None,
+    cluster: Annotated[str | None, setting_option("cluster", CLUSTER, metavar="ADDRESS")] = None,
+    cluster_strategy: Annotated[str | None, setting_option("cluster_strategy", CLUSTER, metavar="NAME")] = None,
+    node_timeout_s: Annotated[float | None, setting_option("node_timeout_s", CLUSTER)] = None,
+    request_timeout_s: Annotated[float | None, setting_option("request_timeout_s", LIMITS)] = None,
+    queue_timeout_s: Annotated[float | None, setting_option("queue_timeout_s", LIMITS)] = None,
+    grant_timeout_s: Annotated[float | None, setting_option("grant_timeout_s", LIMITS)] = None,
+    client_timeout_s: Annotated[float | None, setting_option("client_timeout_s", LIMITS)] = None,
+    drain_timeout_s: Annotated[float | None, setting_option("drain_timeout_s", LIMITS)] = None,
+    start_timeout_s: Annotated[float | None, setting_option("start_timeout_s", LIMITS)] = None,
+    max_queue: Annotated[int | None, setting_option("max_queue", LIMITS)] = None,
+    max_connections: Annotated[int | None, setting_option("max_connections", LIMITS)] = None,
+    metrics: Annotated[bool | None, setting_option("metrics", WATCHING)] = None,
+    log_format: Annotated[str | None, setting_option("log_format", WATCHING, metavar="NAME")] = None,
+    log_level: Annotated[str | None, setting_option("log_level", WATCHING, metavar="NAME")] = None,
+    slow_request_s: Annotated[float | None, setting_option("slow_request_s", WATCHING)] = None,
 ) -> None:
     """Serve a model over OpenAI's API.
 
@@ -114,6 +121,7 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
         server = serve(
             settings,
             api_key=os.environ.get(API_KEY_VARIABLE),
+            machines=read_machine_groups(config) if settings.cluster is not None else (),
             progress=stderr_progress(),
             on_stage=spinner.update,
         )

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from diptych.core.control import AdmissionName, EngineKind, EvictionName, KVDtype, RoutingName
 from diptych.core.errors import ConfigError
@@ -16,9 +24,13 @@ from diptych.core.logs import LogFormat, LogLevel, LogSettings
 ENVIRONMENT_PREFIX = "DIPTYCH_"
 API_KEY_VARIABLE = "DIPTYCH_API_KEY"
 """A key itself. No setting: those can be flags, which everybody on the machine sees, and end up in files."""
-OTHER_VARIABLES = frozenset({"DIPTYCH_CACHE", "DIPTYCH_CONFIG", API_KEY_VARIABLE})
+OTHER_VARIABLES = frozenset({"DIPTYCH_CACHE", "DIPTYCH_CONFIG", "DIPTYCH_NODE", API_KEY_VARIABLE})
 LIST_SETTINGS = frozenset({"cores", "cors_origins"})
 """Written with commas in between where there are no lists (environment, flags)."""
+MACHINES_TABLE = "machines"
+"""Of a configuration file: what Ray is to start (core/machine_groups.py)."""
+IS_NODE = "is_node"
+"""In the context of validation: these are settings of a machine that joins others, which may have one phase only."""
 _UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9}
 _UNITS |= {"T": 10**12, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*$")
@@ -207,12 +219,37 @@ class ServeConfig(BaseModel):
         description="Log requests that take longer, with the time of each of their phases [default: none].",
     )
 
+    cluster_listen: str | None = Field(
+        default=None,
+        description="HOST:PORT at which other machines join (`diptych worker --join`); needs --cluster-keys.",
+    )
+    cluster_keys: Path | None = Field(
+        default=None, description="Folder of the keys of machines that may join, as `diptych keys` makes it."
+    )
+    cluster: str | None = Field(
+        default=None,
+        description="Ray cluster, HOST:PORT or auto, at which to start the machines of [[machines]] in --config.",
+    )
+    cluster_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        default="SPREAD", description="How Ray is to place them: on as many machines as it can, or as few."
+    )
+    node_timeout_s: float = Field(
+        default=5.0,
+        ge=1,
+        description="Seconds without a word from a machine that has joined, after which its requests go on elsewhere.",
+    )
+
     @model_validator(mode="after")
-    def _fits_together(self) -> "ServeConfig":
-        if self.num_decode + self.mixed == 0:
+    def _fits_together(self, info: ValidationInfo) -> "ServeConfig":
+        is_one_of_many = self.cluster_listen is not None or bool(info.context and info.context.get(IS_NODE))
+        if self.num_decode + self.mixed == 0 and not is_one_of_many:
             raise ValueError("somebody must write answers: set --decode or --mixed to at least 1")
-        if self.num_prefill and not self.num_decode:
+        if self.num_prefill and not self.num_decode and not is_one_of_many:
             raise ValueError("prefill workers need at least one decode worker: set --decode")
+        if (self.cluster_listen is None) != (self.cluster_keys is None):
+            raise ValueError("a cluster needs both: set --cluster-listen, and --cluster-keys (`diptych keys`)")
+        if self.cluster is not None and self.cluster_listen is None:
+            raise ValueError("machines that Ray starts must be able to join: set --cluster-listen and --cluster-keys")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("HTTPS needs both: set --tls-cert and --tls-key")
         return self
@@ -266,7 +303,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], toml_path:
 
     Raises: ConfigError naming the key, where it came from and what it may be.
     """
-    from_file = _read_toml(toml_path) if toml_path is not None else {}
+    from_file = _read_settings(toml_path) if toml_path is not None else {}
     from_environment = _read_environment(environ)
     given = {key: value for key, value in flags.items() if value is not None}
     merged = {**from_file, **from_environment, **given}
@@ -286,17 +323,23 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str], toml_path:
         raise ConfigError(text) from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> dict[str, Any]:
+    table = read_toml(path)
+    table.pop(MACHINES_TABLE, None)
+    for key in table:
+        _require_known(key, f"{path}: unknown key `{key}`")
+    return table
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a configuration file has in it. Raises: ConfigError if it cannot be read."""
     try:
         with path.open("rb") as file:
-            table = tomllib.load(file)
+            return tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no TOML: {error}") from None
-    for key in table:
-        _require_known(key, f"{path}: unknown key `{key}`")
-    return table
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from diptych.core.events import FinishReason, RequestRecord
-from diptych.core.ids import WorkerId
+from diptych.core.ids import NodeId, WorkerId
 from diptych.core.messages import HealthState, PeerAddress, Role, StackSamples, WorkerStatus
 from diptych.core.request import Request, TokenLogprobs
 
@@ -72,6 +72,26 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Of one that is down: what happens next. Empty: nothing to say."""
 
 
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine that has joined, as the router sees it."""
+
+    state: Literal["joined", "leaving", "lost"]
+    """Serving; on its way out, in order; not heard of for too long."""
+    address: str
+    key_name: str
+    """Of the key that it came with."""
+    version: str
+    engine: str
+    num_cores: int
+    segment_bytes: int
+    workers: list[WorkerId]
+    joined_for_s: float
+    silent_s: float
+    round_trip_s: float
+    clock_offset_s: float
+    """By how much the router's clock is ahead."""
+
+
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What `diptych status` shows."""
 
@@ -87,6 +107,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     workers: dict[WorkerId, WorkerInfo]
     num_dropped_messages: int = 0
     """That came to the router and were none, or made no sense."""
+    nodes: dict[NodeId, NodeInfo] = {}
+    """Machines that have joined this one."""
 
 
 class RequestService(Protocol):
@@ -137,5 +159,12 @@ class ClusterService(RequestService, Protocol):
         """Return what a worker was seen doing for that long.
 
         Raises: NotFoundError, UnavailableError.
+        """
+        ...
+
+    def drain_node(self, node: NodeId) -> None:
+        """Have a machine that has joined leave, in order: its workers end as by `drain_worker`, then its agent.
+
+        Raises: NotFoundError, UnavailableError (it is out of reach).
         """
         ...

@@ -48,6 +48,8 @@ def share_cores(cores: Sequence[int], roles: dict[WorkerId, Role]) -> CorePlan:
     What is left over goes to the frontend. If nothing is, it runs beside the prefill (or mixed) workers, whose steps
     nobody waits for token by token. With fewer cores than workers, workers take turns on them.
     """
+    if not roles:
+        return CorePlan({}, list(cores))
     num_each = len(cores) // len(roles)
     plan: dict[WorkerId, list[int]] = {}
     for index, worker_id in enumerate(roles):

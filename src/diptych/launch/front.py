@@ -11,10 +11,12 @@ import uvloop
 import zmq
 import zmq.asyncio
 
+from diptych.core.addresses import BORDER_NAME
 from diptych.core.clock import SystemClock
 from diptych.core.control import (
     ALIVE_INTERVAL_S,
     Alive,
+    ClusterOrder,
     ClusterReady,
     FromLauncher,
     FrontendListening,
@@ -26,7 +28,8 @@ from diptych.core.control import (
 from diptych.core.errors import DiptychError, LaunchError
 from diptych.core.ids import WorkerId
 from diptych.core.logs import about
-from diptych.core.messages import PeerAddress, ToRouter
+from diptych.core.messages import Letter, PeerAddress, ToRouter
+from diptych.core.node_messages import Terms
 from diptych.core.service import ClusterStatus
 from diptych.core.slo import Slo
 from diptych.core.version import __version__
@@ -37,13 +40,18 @@ from diptych.frontend.text.tokenizer import Tokenizer
 from diptych.frontend.tls import ServerTls
 from diptych.kv.hashing import BlockHasher
 from diptych.router.inspection import InspectedInbox
+from diptych.router.nodes import NodeOffice
+from diptych.router.ports import Staff
 from diptych.router.router import Router
 from diptych.router.settings import RouterSettings
 from diptych.telemetry.metrics import Metrics
 from diptych.telemetry.trace_setup import open_traces
 from diptych.telemetry.watch import Watch
+from diptych.wire.border import HostPort, RouterBorder
 from diptych.wire.child import join_launcher
+from diptych.wire.cluster_keys import read_head_keys
 from diptych.wire.control import ControlChannel
+from diptych.wire.dropped import DroppedMessages
 from diptych.wire.mailbox import AsyncInbox, Outbox
 from diptych.wire.neighbours import Neighbours
 
@@ -56,17 +64,21 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
     tokenizer = Tokenizer(Path(order.model.path))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inbox: AsyncInbox[ToRouter] = AsyncInbox(zmq.asyncio.Context(context), order.endpoint, ToRouter)
-    outbox = Outbox(context)
+    inboxes = order.endpoint.rpartition("/")[0]
+    outbox = Outbox(context, inboxes, order.node)
     clock = SystemClock()
     slo = Slo(order.slo_ttft_s, order.slo_tpot_s)
     metrics = Metrics(order.model.name, slo, clock) if order.has_metrics else None
     watch = Watch(clock, metrics, open_traces(os.environ, order.model.name, clock), order.slow_request_s)
+    staff = _Launcher(control)
+    cluster = None if order.cluster is None else _Cluster(order, order.cluster, context, outbox, staff, clock)
+    office = None if cluster is None else cluster.office
     router = Router(
         model=order.model.name,
         max_model_len=order.max_model_len,
         hasher=BlockHasher(order.model.key, order.layout_fingerprint, block_size=order.block_size),
-        inbox=InspectedInbox(inbox, Neighbours(order.endpoint, order.workers)),
-        outbox=outbox,
+        inbox=InspectedInbox(inbox, Neighbours(order.endpoint, order.workers, node=order.node)),
+        outbox=office or outbox,
         clock=clock,
         settings=RouterSettings(
             max_outstanding_requests=order.max_outstanding_requests,
@@ -82,8 +94,9 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         ),
         expected_workers=order.workers,
         costs=order.costs,
-        staff=_Launcher(control),
+        staff=office or staff,
         observer=watch,
+        nodes=office,
     )
     settings = FrontendSettings(
         model_name=order.model.name,
@@ -111,21 +124,27 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         async with asyncio.TaskGroup() as tasks:
             routing = tasks.create_task(router.run())
             tasks.create_task(server.serve())
-            announcing = tasks.create_task(_announce_ready(router, control))
+            receiving = None if office is None else tasks.create_task(office.run(router))
+            announcing = tasks.create_task(_announce_ready(router, control, can_wait=bool(order.workers)))
             living = tasks.create_task(_say_alive(control))
             await must_stop.wait()
             announcing.cancel()
             await server.stop(order.drain_timeout_s)
             routing.cancel()
             living.cancel()
+            if receiving is not None:
+                receiving.cancel()
     finally:
         await watch.close()
         inbox.close()
         outbox.close()
+        if cluster is not None:
+            cluster.close()
 
 
-async def _announce_ready(router: Router, control: ControlChannel[FromLauncher]) -> None:
-    while router.status().health != "ready":  # noqa: ASYNC110  once, at the start
+async def _announce_ready(router: Router, control: ControlChannel[FromLauncher], *, can_wait: bool) -> None:
+    """Say when requests can be served; without `can_wait`, at once: the workers are to come from other machines."""
+    while can_wait and router.status().health != "ready":  # noqa: ASYNC110  once, at the start
         await asyncio.sleep(READY_POLL_S)
     control.send(ClusterReady())
     _tell_ready(router.status())
@@ -157,6 +176,35 @@ async def _say_alive(control: ControlChannel[FromLauncher]) -> None:
     while True:
         control.try_send(Alive())
         await asyncio.sleep(ALIVE_INTERVAL_S)
+
+
+class _Cluster:
+    """What only a router has that other machines may join."""
+
+    def __init__(  # noqa: PLR0913, PLR0917  where letters come from and go to
+        self,
+        order: FrontendOrder,
+        cluster: ClusterOrder,
+        context: zmq.Context[zmq.Socket[bytes]],
+        outbox: Outbox,
+        staff: Staff,
+        clock: SystemClock,
+    ) -> None:
+        """Raises: LaunchError, ConfigError."""
+        own, allowed = read_head_keys(Path(cluster.keys))
+        listen = HostPort.parse(cluster.listen, "--cluster-listen")
+        self._border = RouterBorder(listen, own, allowed, DroppedMessages("the cluster's port"))
+        endpoint = f"{order.endpoint.rpartition('/')[0]}/{BORDER_NAME}"
+        self._letters: AsyncInbox[Letter] = AsyncInbox(zmq.asyncio.Context(context), endpoint, Letter)
+        terms = Terms(
+            settings=cluster.settings, layout=cluster.layout, sent_s=0.0, now_s=0.0, frontend=order.incarnation
+        )
+        self.office = NodeOffice(self._border, outbox, self._letters, staff, terms, clock, cluster.timeout_s)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._letters.close()
+        self._border.close()
 
 
 class _Launcher:

@@ -1,15 +1,19 @@
 """What each process is told when it starts, for its first life and for every further one."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diptych.core.addresses import BORDER_NAME, HEAD_NODE, ROUTER_NAME, inbox_name, public_endpoint
 from diptych.core.config import ServeConfig
-from diptych.core.control import FrontendOrder, LayoutReport, Lease, ModelOrder, WorkerOrder
+from diptych.core.control import ClusterOrder, FrontendOrder, LayoutReport, Lease, ModelOrder, WorkerOrder
 from diptych.core.errors import ConfigError
-from diptych.core.ids import WorkerId
+from diptych.core.ids import NO_NODE, NodeId, WorkerId
 from diptych.core.logs import LogSettings
-from diptych.core.messages import Role
+from diptych.core.messages import PeerAddress, Role
+from diptych.core.node_config import shared_settings
+from diptych.core.node_messages import Layout
 from diptych.hardware.known_costs import modeled_costs
 from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan
@@ -18,7 +22,6 @@ from diptych.launch.disk_kv import DiskPlan
 from diptych.launch.run_directory import RunDirectory
 from diptych.launch.segment_plan import SegmentPlan
 from diptych.models import ModelFolder
-from diptych.wire.neighbours import inbox_name
 
 NICENESS_BESIDE_FRONTEND = 5
 
@@ -48,8 +51,13 @@ class Orders:
         cores: CorePlan,
         directory: RunDirectory,
         disk: DiskPlan | None,
+        node: NodeId = NO_NODE,
     ) -> None:
-        """Raises: ConfigError if the chat template cannot be read."""
+        """`node`: what the machine is called if it joins others. Raises: ConfigError if a file cannot be read."""
+        is_head = config.cluster_listen is not None
+        self.node = HEAD_NODE if is_head else node
+        self.first_frontend = int(time.time() * 1000) if is_head else 1
+        """The number of the frontend's first life. Other machines remember it, so it grows with each start here."""
         self.roles = dict(roles)
         self._config = config
         self._model = model
@@ -67,19 +75,41 @@ class Orders:
     @property
     def router_endpoint(self) -> str:
         """The router's inbox, in all its lives."""
-        return self._directory.endpoint("router")
+        return self._directory.endpoint(ROUTER_NAME)
+
+    @property
+    def border_endpoint(self) -> str:
+        """The inbox of who passes on letters to other machines."""
+        return self._directory.endpoint(BORDER_NAME)
+
+    @property
+    def inboxes(self) -> str:
+        """Where all inboxes of this machine are."""
+        return self.router_endpoint.rpartition("/")[0]
 
     def worker_endpoint(self, worker_id: WorkerId, incarnation: int) -> str:
         """Return the inbox of a life of a worker."""
         return self._directory.endpoint(inbox_name(worker_id, incarnation))
 
+    def worker_address(self, worker_id: WorkerId, incarnation: int) -> PeerAddress:
+        """Return where a life of a worker is written to."""
+        endpoint = public_endpoint(self.worker_endpoint(worker_id, incarnation), self.node)
+        return PeerAddress(worker_id, endpoint, incarnation, self.node)
+
     def worker(self, worker_id: WorkerId, incarnation: int, segment_descriptor: int) -> WorkerOrder:
         """Return the order of a life of a worker."""
-        config, cores = self._config, self._cores.workers[worker_id]
+        return self._worker(worker_id, incarnation, self.roles[worker_id], segment_descriptor)
+
+    def probe(self, name: WorkerId) -> WorkerOrder:
+        """Return the order of a process that only compiles the model and says how it lays out KV."""
+        return self._worker(name, 0, Role.DECODE, -1)
+
+    def _worker(self, worker_id: WorkerId, incarnation: int, role: Role, segment_descriptor: int) -> WorkerOrder:
+        config, cores = self._config, self._cores.workers.get(worker_id, self._cores.frontend)
         return WorkerOrder(
             worker_id=worker_id,
             incarnation=incarnation,
-            role=self.roles[worker_id],
+            role=role,
             workers=self.roles,
             cores=cores,
             niceness=NICENESS_BESIDE_FRONTEND if _overlap(cores, self._cores.frontend) else 0,
@@ -103,6 +133,7 @@ class Orders:
             has_kv_checksums=config.kv_checksums,
             eviction=config.eviction,
             disk=None if self._disk is None else self._disk.order,
+            node=self.node,
         )
 
     def frontend(self, incarnation: int, port: int, agreement: Agreement) -> FrontendOrder:
@@ -142,6 +173,31 @@ class Orders:
             costs=agreement.costs.models,
             has_metrics=config.metrics,
             slow_request_s=config.slow_request_s,
+            node=self.node,
+            cluster=self._cluster(agreement),
+        )
+
+    def layout(self, agreement: Agreement) -> Layout:
+        """Return what all machines of a cluster must agree on."""
+        layout = agreement.layout
+        return Layout(
+            model_key=self._model.key,
+            fingerprint=layout.fingerprint,
+            engine=layout.engine,
+            block_size=layout.block_size,
+            max_model_len=agreement.plan.max_model_len,
+        )
+
+    def _cluster(self, agreement: Agreement) -> ClusterOrder | None:
+        config = self._config
+        if config.cluster_listen is None or config.cluster_keys is None:
+            return None
+        return ClusterOrder(
+            listen=config.cluster_listen,
+            keys=str(config.cluster_keys.absolute()),
+            settings=shared_settings(config),
+            layout=self.layout(agreement),
+            timeout_s=config.node_timeout_s,
         )
 
     def _model_order(self) -> ModelOrder:

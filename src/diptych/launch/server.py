@@ -1,18 +1,21 @@
 """A running server as an object: what `diptych serve` and `diptych.serve(config)` share."""
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import httpx
 
 from diptych.core.config import ServeConfig
-from diptych.core.errors import LaunchError
+from diptych.core.errors import ConfigError, LaunchError
+from diptych.core.machine_groups import MachineGroup
 from diptych.frontend.tls import own_server_tls
 from diptych.launch.access import Access, plan_access
+from diptych.launch.cluster import RayMachines
 from diptych.launch.local import LocalCluster, StartedCluster
 from diptych.models import Progress, resolve
+from diptych.wire.border import HostPort
 
 STATUS_TIMEOUT_S = 10.0
 HTTP_UNAUTHORIZED, HTTP_FORBIDDEN = 401, 403
@@ -35,8 +38,16 @@ class Remote(NamedTuple):
 class Server:
     """All processes of one server. A context manager; after its end no process, socket or memory is left."""
 
-    def __init__(self, cluster: LocalCluster, started: StartedCluster, model_name: str, access: Access) -> None:
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        started: StartedCluster,
+        model_name: str,
+        access: Access,
+        machines: RayMachines | None = None,
+    ) -> None:
         self._cluster = cluster
+        self._machines = machines
         self._access = access
         self.started = started
         self.model_name = model_name
@@ -64,10 +75,14 @@ class Server:
     def close(self) -> None:
         """Finish running answers up to the drain timeout, then end everything."""
         self._cluster.stop()
+        if self._machines is not None:
+            self._machines.stop(0.0)  # nobody waits for their answers any more
 
     def kill(self) -> None:
         """End everything at once; running answers are cut off."""
         self._cluster.kill()
+        if self._machines is not None:
+            self._machines.kill()
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -87,21 +102,44 @@ def serve(
     config: ServeConfig | None = None,
     *,
     api_key: str | None = None,
+    machines: Sequence[MachineGroup] = (),
     progress: Progress | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Server:
     """Serve a model on this machine; return when requests can be sent.
 
-    `api_key`: one that opens the server besides those of `config.api_keys`, and may do anything. `progress`
-    shows fetching and converting the model, `on_stage` hears of each stage of the start.
+    `machines`: what Ray is to start at `config.cluster`. `api_key`: one that opens the server besides those of
+    `config.api_keys`, and may do anything. `progress` shows fetching and converting the model, `on_stage` hears of each
+    stage of the start.
 
     Raises: ModelError, ConfigError, LaunchError; nothing is left running.
     """
     config = config or ServeConfig()
     access = plan_access(config, api_key)
     model = resolve(config.model, progress=progress)
+    ray_machines = _plan_machines(config, machines)
     cluster = LocalCluster(config, model, access)
-    return Server(cluster, cluster.start(on_stage), model.name, access)
+    started = cluster.start(on_stage)
+    if ray_machines is not None:
+        on_stage("starting machines on Ray")
+        try:
+            ray_machines.start(config.start_timeout_s)
+        except BaseException:
+            cluster.kill()
+            raise
+    return Server(cluster, started, model.name, access, ray_machines)
+
+
+def _plan_machines(config: ServeConfig, groups: Sequence[MachineGroup]) -> RayMachines | None:
+    """Raises: ConfigError, LaunchError if Ray cannot start what is asked for."""
+    if config.cluster is None or config.cluster_listen is None:
+        return None
+    if not groups:
+        raise ConfigError("--cluster: nothing is to be started; say what in [[machines]] of --config FILE")
+    router = HostPort.parse(config.cluster_listen, "--cluster-listen")
+    if router.host in {"0.0.0.0", "::"}:  # noqa: S104  it is refused
+        raise ConfigError(f"--cluster-listen: {router.host} is no address at which other machines find this one")
+    return RayMachines(config.cluster, router, groups, config.cluster_strategy)
 
 
 def fetch_status(remote: Remote) -> dict[str, Any]:
@@ -132,7 +170,19 @@ def order_worker(
 
     Raises: LaunchError if none answers there, or it refuses.
     """
-    address = f"{remote.url.rstrip('/')}/diptych/workers/{worker}/{action}"
+    return _order(remote, f"workers/{worker}/{action}", body, timeout_s)
+
+
+def order_node(remote: Remote, node: str, action: str) -> dict[str, Any]:
+    """Ask a running server to do something with a machine that has joined: `drain`.
+
+    Raises: LaunchError if none answers there, or it refuses.
+    """
+    return _order(remote, f"nodes/{node}/{action}", {}, STATUS_TIMEOUT_S)
+
+
+def _order(remote: Remote, path: str, body: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    address = f"{remote.url.rstrip('/')}/diptych/{path}"
     try:
         answer = httpx.post(address, json=body, headers=remote.headers, verify=remote.tls, timeout=timeout_s)
         content: dict[str, Any] = answer.json()

@@ -14,13 +14,14 @@ import select
 import threading
 import time
 from collections.abc import Iterable
+from queue import SimpleQueue
 
 import zmq
 
 from diptych.core.control import Alive, Fenced, LayoutReport, Retire, Revive, StartFailure, ToLauncher, Unheard
 from diptych.core.errors import LaunchError, PeerUnreachableError, ProtocolError
 from diptych.core.ids import WorkerId
-from diptych.core.messages import FrontendGone, Message, PeerAddress, PeerGone, WorkerExited
+from diptych.core.messages import FrontendGone, Message, PeerGone, WorkerExited
 from diptych.kv.header import SegmentHeader
 from diptych.launch.orders import Agreement, Orders
 from diptych.launch.process import ChildProcess, describe_exit
@@ -49,23 +50,28 @@ class Supervisor:
         port: int,
         start_timeout_s: float,
         workers: dict[WorkerId, ChildProcess],
-        frontend: ChildProcess,
+        frontend: ChildProcess | None,
         ended: threading.Event,
     ) -> None:
-        """`ended` is set when there is no frontend any more: it was asked to end, or dies again and again."""
+        """`frontend`: None where it is on another machine. `ended` is set when there is none any more: it was asked to
+        end, or dies again and again.
+        """
         self._orders = orders
         self._agreement = agreement
         self._segment_descriptor = segment_descriptor
         self._port = port
         self._start_timeout_s = start_timeout_s
         now_s = time.monotonic()
-        self._frontend = Seat("frontend", None, frontend, 1, heard_s=now_s)
+        self._has_frontend = frontend is not None
+        self._frontend = Seat("frontend", None, frontend, orders.first_frontend, heard_s=now_s)
         self._workers = {
             worker_id: Seat(worker_id, worker_id, child, number, heard_s=now_s)
             for number, (worker_id, child) in enumerate(workers.items(), start=1)
         }
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._outbox = Outbox(self._context)
+        self._outbox = Outbox(self._context, orders.inboxes, orders.node)
+        self._asked: SimpleQueue[Retire | Revive] = SimpleQueue()
+        self._must_greet = threading.Event()
         self._is_ending = threading.Event()
         self._is_stopping = threading.Event()
         self._turned_s = now_s
@@ -92,6 +98,19 @@ class Supervisor:
         self._outbox.close()
         self._context.destroy(linger=0)
 
+    def ask(self, wish: Retire | Revive) -> None:
+        """Have a worker ended or started, as soon as its turn comes; from any thread."""
+        self._asked.put(wish)
+
+    def greet_router(self) -> None:
+        """Tell a router that knows nobody yet of those who do not live; who lives greets it; from any thread."""
+        self._must_greet.set()
+
+    @property
+    def num_living(self) -> int:
+        """How many workers have a process; from any thread."""
+        return sum(seat.child is not None for seat in self._workers.values())
+
     def workers(self) -> list[ChildProcess]:
         """Return all workers' processes that have not been reaped; only after `stop`."""
         return [seat.child for seat in self._workers.values() if seat.child is not None]
@@ -101,7 +120,7 @@ class Supervisor:
         return self._frontend.child
 
     def _seats(self) -> Iterable[Seat]:
-        return [*self._workers.values(), self._frontend]
+        return [*self._workers.values(), *([self._frontend] if self._has_frontend else [])]
 
     # The loop
 
@@ -123,6 +142,11 @@ class Supervisor:
         for seat in self._seats():
             seat.heard_s += max(stood_still_s, 0.0)
             self._look_after(seat, now_s)
+        while not self._asked.empty():
+            self._on_wish(self._asked.get(), now_s)
+        if self._must_greet.is_set():
+            self._must_greet.clear()
+            self._tell_router_of_absent()
 
     def _wait(self) -> None:
         """Return when any process has said something or ended, or after a while."""
@@ -172,12 +196,16 @@ class Supervisor:
                     self._kill(seat)
             case StartFailure(message=text):
                 log.error("%s does not start: %s", seat.name, text)
-            case Retire(worker_id=worker_id, incarnation=incarnation, will_return=will_return):
-                self._retire(worker_id, incarnation, will_return=will_return)
-            case Revive(worker_id=worker_id):
-                self._revive(worker_id, now_s)
+            case Retire() | Revive():
+                self._on_wish(message, now_s)
             case _:
                 pass
+
+    def _on_wish(self, wish: Retire | Revive, now_s: float) -> None:
+        if isinstance(wish, Retire):
+            self._retire(wish.worker_id, wish.incarnation, will_return=wish.will_return)
+        else:
+            self._revive(wish.worker_id, now_s)
 
     # Ends
 
@@ -236,9 +264,10 @@ class Supervisor:
                 for peer in self._workers.values()
                 if peer.worker_id is not None and peer.has_blocks
             }
-            endpoint = self._orders.worker_endpoint(seat.worker_id, seat.incarnation)
-            self._outbox.forget(PeerAddress(seat.worker_id, endpoint, seat.incarnation))
-            self._tell_workers(PeerGone(worker_id=seat.worker_id, incarnation=seat.incarnation, endpoint=endpoint))
+            address = self._orders.worker_address(seat.worker_id, seat.incarnation)
+            self._outbox.forget(address)
+            gone = PeerGone(worker_id=seat.worker_id, incarnation=seat.incarnation, endpoint=address.endpoint)
+            self._tell_workers(gone)
         self._tell_router_of_end(seat, status, outlook, will_return=will_return)
 
     def _plan_return(self, seat: Seat, now_s: float) -> tuple[bool, str]:
@@ -265,7 +294,7 @@ class Supervisor:
     def _tell_workers(self, message: Message) -> None:
         for seat in self._workers.values():
             if seat.worker_id is not None and seat.has_blocks:
-                self._send(self._orders.worker_endpoint(seat.worker_id, seat.incarnation), message)
+                self._send(self._orders.worker_address(seat.worker_id, seat.incarnation).endpoint, message)
 
     def _tell_router_of_end(self, seat: Seat, status: int, outlook: str, *, will_return: bool) -> None:
         assert seat.worker_id is not None
@@ -313,7 +342,10 @@ class Supervisor:
         seat.child = ChildProcess(seat.name, FRONTEND_MODULE, self._orders.log)
         seat.enter(SeatState.WARMING, now_s)
         seat.child.control.send(self._orders.frontend(seat.incarnation, self._port, self._agreement))
-        # It knows nobody yet: who lives greets it, who does not is told here.
+        self._tell_router_of_absent()
+
+    def _tell_router_of_absent(self) -> None:
+        """It knows nobody yet: who lives greets it, who does not is told here."""
         for worker in self._workers.values():
             if not worker.has_blocks:
                 will_return = worker.child is not None or worker.due_s is not None

@@ -103,6 +103,11 @@ class CacheFeed:
             follow.is_over = True
             self._forget(worker_id)
 
+    def on_worker_lost(self, worker_id: WorkerId) -> None:
+        """Forget a worker that is out of reach: should it be heard of again, it is asked for all that it has."""
+        self._forget(worker_id)
+        self._follows.pop(worker_id, None)
+
     def sweep(self) -> None:
         """Ask workers for what is missing, those whose time has come."""
         now_s = self._clock.now_s()

@@ -254,7 +254,8 @@ class Follower:
 
     def on_worker_gone(self, life: WorkerLife, *, is_orderly: bool = False) -> None:
         """Move the requests of a life that is over: it died or (`is_orderly`) did as it was told."""
-        reason = f"worker {life.worker_id} was taken out of service" if is_orderly else f"worker {life.worker_id} died"
+        fate = "was taken out of service" if is_orderly else "is out of reach" if life.is_lost else "died"
+        reason = f"worker {life.worker_id} {fate}"
         for flight in list(self._in_flight.values()):
             if flight.owner is life:
                 self._on_owner_gone(flight, reason, is_orderly=is_orderly)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from diptych.core.events import UNFINISHED, Lifecycle, RequestRecord, Timeline
-from diptych.core.ids import BlockHash, RequestId
+from diptych.core.ids import NO_NODE, BlockHash, NodeId, RequestId
 from diptych.core.messages import Aborted, Failed, Finished, FormerAttempt, PeerAddress
 from diptych.core.request import Request
 from diptych.router.answer import Answer
@@ -57,6 +57,8 @@ class InFlight:
     """Of those migrations, how many nobody had asked for."""
     former: FormerAttempt | None = None
     """The last attempt whose worker died."""
+    former_node: NodeId = NO_NODE
+    """The machine that had it."""
     setback: str = ""
     """What the last attempt came to."""
     routed_s: float = 0.0

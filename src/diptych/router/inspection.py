@@ -7,22 +7,45 @@ write to the inbox is the same user, and could as well end the process.
 import asyncio
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 from diptych.core.bounds import MAX_SNAPSHOT_PIECE_BLOCKS
 from diptych.core.ids import BlockHash, WorkerId
-from diptych.core.messages import CacheSnapshot, Heartbeat, StackSamples, Tokens, ToRouter, WorkerExited
+from diptych.core.messages import (
+    CacheSnapshot,
+    Heartbeat,
+    PeerAddress,
+    Role,
+    StackSamples,
+    Tokens,
+    ToRouter,
+    WorkerExited,
+)
 from diptych.wire.mailbox import AsyncInbox
-from diptych.wire.neighbours import Neighbours
+
+
+class KnowsLives(Protocol):
+    """Says which workers a machine has (wire/neighbours.py, `Neighbours`; router/node_session.py)."""
+
+    def knows(self, worker_id: WorkerId) -> bool:
+        """Tell whether the machine has such a worker."""
+        ...
+
+    def has_inbox(self, worker_id: WorkerId, incarnation: int) -> bool:
+        """Tell whether there is, or was, such a life of a worker."""
+        ...
+
+    def try_find(self, address: PeerAddress) -> Role | None:
+        """Return the role of the life of a worker that has its inbox there; None if there is none."""
+        ...
 
 
 class InspectedInbox:
     """A `LetterSlot` that brings only what makes sense."""
 
-    def __init__(self, inbox: AsyncInbox[ToRouter], neighbours: Neighbours) -> None:
+    def __init__(self, inbox: AsyncInbox[ToRouter], neighbours: KnowsLives) -> None:
         self._inbox = inbox
-        self._neighbours = neighbours
-        self._num_blocks: dict[WorkerId, int] = {}
-        """Of each worker, as its last heartbeat says."""
+        self._inspector = RouterInspector(neighbours)
 
     @property
     def num_dropped(self) -> int:
@@ -31,12 +54,21 @@ class InspectedInbox:
 
     async def receive(self) -> ToRouter:
         """Wait for the next message that makes sense."""
-        while (fault := self._find_fault(message := await self._inbox.receive())) is not None:
+        while (fault := self._inspector.find_fault(message := await self._inbox.receive())) is not None:
             self._inbox.dropped.add(f"{type(message).__name__}: {fault}")
             await asyncio.sleep(0)  # a flood of nonsense must let others run
         return message
 
-    def _find_fault(self, message: ToRouter) -> str | None:
+
+class RouterInspector:
+    """Judges what comes from one machine's workers and launcher."""
+
+    def __init__(self, neighbours: KnowsLives) -> None:
+        self._neighbours = neighbours
+        self._num_blocks: dict[WorkerId, int] = {}
+        """Of each worker, as its last heartbeat says."""
+
+    def find_fault(self, message: ToRouter) -> str | None:
         """Return what is wrong with a message; None: nothing."""
         match message:
             case Heartbeat():

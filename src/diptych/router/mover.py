@@ -68,6 +68,7 @@ class Mover:
         """
         assert flight.placement is not None
         flight.former = FormerAttempt(worker_id=flight.placement.decode.worker_id, attempt=flight.attempt)
+        flight.former_node = flight.placement.decode.address.node
         flight.migrated_s = self._clock.now_s()
         flight.num_migrations += 1
         self._leave(flight, reason)
@@ -86,10 +87,12 @@ class Mover:
 
     def _leave(self, flight: InFlight, reason: str) -> None:
         assert flight.placement is not None
-        worker_id = flight.placement.decode.worker_id
+        life = flight.placement.decode
         text = "attempt %d at %s on %s came to nothing: %s"
-        log.info(text, flight.attempt, flight.request_id, worker_id, reason, extra=about(request_id=flight.request_id))
-        flight.refused_by.add(flight.placement.decode.address)
+        more = about(request_id=flight.request_id)
+        log.info(text, flight.attempt, flight.request_id, life.worker_id, reason, extra=more)
+        if not life.is_over:  # one that is lost may come back and be asked again
+            flight.refused_by.add(life.address)
         flight.setback = reason
         flight.lose_home()
         flight.attempt += 1
@@ -166,7 +169,8 @@ class Mover:
             prefill=None if prefill is None else prefill.address,
             frontend=self._settings.frontend,
             answers=flight.begun_answers,
-            former=flight.former,
+            # Whose blocks another machine cannot read: there all is computed again.
+            former=flight.former if flight.former_node == placement.decode.address.node else None,
             copy=placement.copy,
         )
         sent_s = self._clock.now_s()  # before: the worker may have gone on with it when `send` returns

@@ -1,12 +1,17 @@
 """What the router needs from outside, as protocols: how prompts are hashed, how letters travel, who starts workers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from diptych.core.errors import RequestError
+from diptych.core.cost_model import CostModel
+from diptych.core.errors import NotFoundError, RequestError
 from diptych.core.events import RequestRecord
-from diptych.core.ids import BlockHash, WorkerId
-from diptych.core.messages import Heartbeat, Message, PeerAddress, ToRouter
+from diptych.core.ids import BlockHash, NodeId, WorkerId
+from diptych.core.messages import Heartbeat, Message, PeerAddress, Role, ToRouter
+from diptych.core.node_messages import ToNode
+from diptych.core.service import NodeInfo
+from diptych.wire.border import Arrival
+from diptych.wire.dropped import DroppedMessages
 
 
 class PromptHasher(Protocol):
@@ -91,3 +96,79 @@ class NoStaff:
 
     def revive(self, worker_id: WorkerId) -> None:
         """Do nothing."""
+
+
+class Nodes(Protocol):
+    """Machines that have joined (router/nodes.py)."""
+
+    def infos(self) -> dict[NodeId, NodeInfo]:
+        """Describe each."""
+        ...
+
+    def drain(self, node: NodeId) -> None:
+        """Have one leave in order. Raises: NotFoundError, UnavailableError."""
+        ...
+
+
+class Border(Protocol):
+    """Where machines that have joined are connected (wire/border.py, `RouterBorder`)."""
+
+    dropped: DroppedMessages
+
+    def reread_keys(self) -> None:
+        """Let in who has got a key meanwhile."""
+        ...
+
+    async def receive(self) -> Arrival:
+        """Wait for the next message of a machine."""
+        ...
+
+    def send(self, connection: bytes, message: ToNode) -> None:
+        """Queue a message; raises PeerUnreachableError if it was not queued."""
+        ...
+
+
+class LocalLetterBox(LetterBox, Protocol):
+    """Sends to workers of this machine."""
+
+    def send_frame(self, endpoint: str, frame: bytes) -> None:
+        """Queue a message that is encoded already; raises PeerUnreachableError if it was not queued."""
+        ...
+
+
+class HearsOfNodes(Protocol):
+    """The router (router/router.py)."""
+
+    def on_message(self, message: ToRouter) -> None:
+        """Take in a message of a worker."""
+        ...
+
+    def on_node_joined(
+        self, node: NodeId, workers: Mapping[WorkerId, Role], costs: Mapping[WorkerId, CostModel]
+    ) -> None:
+        """Expect these workers."""
+        ...
+
+    def on_node_lost(self, worker_ids: list[WorkerId], outlook: str, *, will_return: bool) -> None:
+        """Let requests go on elsewhere."""
+        ...
+
+    def on_node_left(self, worker_ids: list[WorkerId]) -> None:
+        """Forget them."""
+        ...
+
+    def drain_worker(self, worker_id: WorkerId, timeout_s: float, *, will_return: bool) -> PeerAddress:
+        """Give a worker nothing new, and have it ended."""
+        ...
+
+
+class NoNodes:
+    """Where there is one machine only."""
+
+    def infos(self) -> dict[NodeId, NodeInfo]:
+        """Describe none."""
+        return {}
+
+    def drain(self, node: NodeId) -> None:
+        """Raises: NotFoundError."""
+        raise NotFoundError(f"there is no machine {node}: this server has no cluster (--cluster-listen)")

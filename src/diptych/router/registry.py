@@ -16,7 +16,7 @@ import msgspec
 
 from diptych.core.clock import Clock
 from diptych.core.cost_model import CostModel
-from diptych.core.ids import WorkerId
+from diptych.core.ids import NO_NODE, NodeId, WorkerId
 from diptych.core.messages import Heartbeat, PeerAddress, Role, WorkerState, WorkerStatus
 from diptych.core.service import WorkerInfo
 from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX512_CORE
@@ -37,6 +37,8 @@ class WorkerLife:
     last_heartbeat_s: float
     ledger: Ledger
     is_over: bool = False
+    is_lost: bool = False
+    """Whether it is over only because its machine is out of reach: it may be heard of again."""
     is_draining: bool = False
     """Whether an operator has asked to give it nothing new (`WorkerRegistry.set_draining`)."""
 
@@ -58,6 +60,8 @@ class WorkerRegistry:
     ) -> None:
         self._expected_workers = dict(expected_workers)
         self._costs = dict(costs)
+        self._nodes: dict[WorkerId, NodeId] = {}
+        """Of workers of other machines."""
         self._clock = clock
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._started_s = clock.now_s()
@@ -75,6 +79,43 @@ class WorkerRegistry:
         """Of workers that are down: what happens next."""
         self._returning: set[WorkerId] = set()
         """Workers that are down and expected to come back."""
+
+    def expect(self, workers: Mapping[WorkerId, Role], costs: Mapping[WorkerId, CostModel], node: NodeId) -> None:
+        """Note that a machine has joined, whose workers will speak."""
+        self._expected_workers.update(workers)
+        self._nodes.update(dict.fromkeys(workers, node))
+        self._costs.update(costs)
+        self._not_yet_up.update(workers)
+        for worker_id in workers:
+            self._outlooks.pop(worker_id, None)
+            self._last_over.pop(worker_id, None)  # its lives may be counted anew
+            life = self._lives.get(worker_id)
+            if life is not None and life.is_over:
+                del self._lives[worker_id]
+
+    def lose(self, worker_id: WorkerId, outlook: str, *, will_return: bool) -> WorkerLife | None:
+        """Note that a worker is out of reach, with its machine; return the life that ends by it, if one did.
+
+        `will_return`: whether requests may wait for it.
+        """
+        self._outlooks[worker_id] = outlook
+        self._not_yet_up.discard(worker_id)
+        (self._returning.add if will_return else self._returning.discard)(worker_id)
+        life = self._end(self._lives.get(worker_id))
+        if life is not None:
+            life.is_lost = True
+        return life
+
+    def forget(self, worker_id: WorkerId) -> None:
+        """Leave out a worker whose life is over, for good: its machine has left, or will not come back."""
+        self._expected_workers.pop(worker_id, None)
+        self._nodes.pop(worker_id, None)
+        self._costs.pop(worker_id, None)
+        self._outlooks.pop(worker_id, None)
+        self._returning.discard(worker_id)
+        self._not_yet_up.discard(worker_id)
+        self._last_over.pop(worker_id, None)
+        self._lives.pop(worker_id, None)
 
     def on_heartbeat(self, heartbeat: Heartbeat) -> WorkerLife | None:
         """Note that a worker lives; return its former life if this heartbeat shows that it is over, else None.
@@ -206,6 +247,7 @@ class WorkerRegistry:
             prefill_share=status.prefill_share,
             mean_written_tokens=status.mean_written_tokens,
             copy_block_s=status.copy_block_s,
+            node=life.address.node,
         )
 
     def worker_infos(self) -> dict[WorkerId, WorkerInfo]:
@@ -233,7 +275,7 @@ class WorkerRegistry:
         has_died = worker_id in self._last_over
         return WorkerInfo(
             role=self._expected_workers[worker_id],
-            address=PeerAddress(worker_id, endpoint="", incarnation=self._last_over.get(worker_id, 0)),
+            address=PeerAddress(worker_id, "", self._last_over.get(worker_id, 0), self._nodes.get(worker_id, NO_NODE)),
             status=_status_before_life(WorkerState.DEAD if has_died else WorkerState.STARTING),
             heartbeat_age_s=self._clock.now_s() - self._started_s,
             num_assigned=0,

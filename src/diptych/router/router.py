@@ -9,7 +9,7 @@ worker is told when another one's life is over.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
 from diptych.core.clock import Clock
@@ -23,7 +23,7 @@ from diptych.core.errors import (
     UnavailableError,
 )
 from diptych.core.events import RequestRecord
-from diptych.core.ids import BlockHash, WorkerId
+from diptych.core.ids import BlockHash, NodeId, WorkerId
 from diptych.core.messages import (
     CacheSnapshot,
     HealthState,
@@ -40,12 +40,13 @@ from diptych.core.messages import (
 from diptych.core.request import Request
 from diptych.core.service import AnswerPart, ClusterStatus, RunningAnswer
 from diptych.policy.admission import Rejected, admit
+from diptych.policy.nodes import is_in_reach
 from diptych.router.cache_feed import CacheFeed
 from diptych.router.drains import Drains
 from diptych.router.follower import Follower
 from diptych.router.in_flight import InFlight
 from diptych.router.placement import Placer
-from diptych.router.ports import LetterBox, LetterSlot, NoStaff, Observer, PromptHasher, Staff
+from diptych.router.ports import LetterBox, LetterSlot, Nodes, NoNodes, NoStaff, Observer, PromptHasher, Staff
 from diptych.router.prefix_index import PrefixIndex
 from diptych.router.registry import WorkerLife, WorkerRegistry
 from diptych.router.settings import RouterSettings
@@ -93,6 +94,7 @@ class Router:
         costs: Mapping[WorkerId, CostModel] | None = None,
         staff: Staff | None = None,
         observer: Observer | None = None,
+        nodes: Nodes | None = None,
     ) -> None:
         self._model = model
         self._max_model_len = max_model_len
@@ -108,6 +110,7 @@ class Router:
         self._follower = Follower(placer, outbox, clock, settings, hasher.block_size, max_model_len, observer)
         self._staff = staff or NoStaff()
         self._stack_sampling = StackSampling(self._registry, outbox)
+        self._nodes = nodes or NoNodes()
         self._drains = Drains(self._registry, clock, self._staff.retire)
         self._was_ready = False
         self._is_draining = False
@@ -176,6 +179,7 @@ class Router:
             num_unread=self._follower.num_unread,
             workers=self._registry.worker_infos(),
             num_dropped_messages=self._inbox.num_dropped,
+            nodes=self._nodes.infos(),
         )
 
     def _health(self) -> HealthState:
@@ -209,6 +213,34 @@ class Router:
     async def sample_worker(self, worker_id: WorkerId, duration_s: float) -> StackSamples:
         """Return what a worker was seen doing; see `diptych.core.service.ClusterService`."""
         return await self._stack_sampling.sample(worker_id, duration_s)
+
+    def drain_node(self, node: NodeId) -> None:
+        """Have a machine leave, in order; see `diptych.core.service.ClusterService`."""
+        self._nodes.drain(node)
+
+    def on_node_joined(
+        self, node: NodeId, workers: Mapping[WorkerId, Role], costs: Mapping[WorkerId, CostModel]
+    ) -> None:
+        """Expect the workers of a machine that has joined."""
+        self._registry.expect(workers, costs, node)
+
+    def on_node_lost(self, worker_ids: Collection[WorkerId], outlook: str, *, will_return: bool) -> None:
+        """Take care of the requests of a machine that is out of reach; `will_return`: others may wait for it."""
+        lives = [self._registry.lose(worker_id, outlook, will_return=will_return) for worker_id in worker_ids]
+        for worker_id in worker_ids:
+            self._cache_feed.on_worker_lost(worker_id)
+        for life in lives:
+            if life is not None:
+                self._tell_peers_of_end(life)
+                self._stack_sampling.on_worker_gone(life)
+                self._follower.on_worker_gone(life)
+        self._follower.settle_homeless()  # nobody may be coming any more
+
+    def on_node_left(self, worker_ids: Collection[WorkerId]) -> None:
+        """Forget the workers of a machine that will not come back."""
+        for worker_id in worker_ids:
+            self._registry.forget(worker_id)
+        self._follower.settle_homeless()
 
     def begin_drain(self) -> None:
         """Take no new requests from now on; those that are here go on to their ends."""
@@ -283,15 +315,23 @@ class Router:
         if life is None:
             return
         self._cache_feed.on_worker_gone(life.worker_id, life.address.incarnation)
+        self._tell_peers_of_end(life)
+        self._stack_sampling.on_worker_gone(life)
+        self._follower.on_worker_gone(life, is_orderly=is_orderly)
+
+    def _tell_peers_of_end(self, life: WorkerLife) -> None:
         self._outbox.forget(life.address)
         address = life.address
-        gone = PeerGone(worker_id=life.worker_id, incarnation=address.incarnation, endpoint=address.endpoint)
+        gone = PeerGone(
+            worker_id=life.worker_id,
+            incarnation=address.incarnation,
+            endpoint=address.endpoint,
+            is_reaped=not life.is_lost,
+        )
         for peer in self._registry.living():
-            if peer.worker_id == life.worker_id:
+            if peer.worker_id == life.worker_id or not is_in_reach(peer.address.node, address.node):
                 continue  # its successor never spoke to it
             try:
                 self._outbox.send(peer.address.endpoint, gone)
             except PeerUnreachableError as error:
                 log.warning("%s was not told that %s is gone: %s", peer.worker_id, life.worker_id, error)
-        self._stack_sampling.on_worker_gone(life)
-        self._follower.on_worker_gone(life, is_orderly=is_orderly)

@@ -1,11 +1,11 @@
-"""Routes by which an operator takes workers out of service and back."""
+"""Routes by which an operator takes workers, and machines, out of service and back."""
 
 import msgspec
 from fastapi import FastAPI
 from pydantic import Field
 from starlette.responses import Response
 
-from diptych.core.ids import WorkerId
+from diptych.core.ids import NodeId, WorkerId
 from diptych.core.messages import PeerAddress
 from diptych.core.service import ClusterService
 from diptych.frontend.openai.fields import Body
@@ -44,7 +44,7 @@ class DrainBegun(msgspec.Struct, frozen=True):
 
 
 def add_worker_routes(app: FastAPI, service: ClusterService) -> None:
-    """Add /diptych/workers/{worker_id}/drain, /start and /profile."""
+    """Add /diptych/workers/{worker_id}/drain, /start and /profile, and /diptych/nodes/{node}/drain."""
 
     @app.post("/diptych/workers/{worker_id}/drain", responses=answers(DrainBegun, has_body=True, not_found=True))
     async def drain(worker_id: str, body: DrainOrder) -> Response:
@@ -63,3 +63,9 @@ def add_worker_routes(app: FastAPI, service: ClusterService) -> None:
         """Look for a while at what a worker spends its time on: how often it was seen in which stack of calls."""
         seen = await service.sample_worker(WorkerId(worker_id), body.seconds)
         return Response(encode(WorkerProfile(worker_id, seen.interval_s, seen.stacks)), media_type="application/json")
+
+    @app.post("/diptych/nodes/{node}/drain", responses=answers(None, has_body=True, not_found=True))
+    async def drain_node(node: str) -> Response:
+        """Have a machine that has joined leave, in order. Answers at once."""
+        service.drain_node(NodeId(node))
+        return Response(b"{}", media_type="application/json")
