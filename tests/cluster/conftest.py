@@ -1,5 +1,6 @@
 """A router's machine and others that join it, as processes on hosts with networks and clocks of their own."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -48,6 +49,21 @@ class Cluster:
         )
         self.machines[host.name] = command
         return command
+
+    def end_in_order(self) -> None:
+        """End all machines, then the router; fail unless nothing is held and nothing is left on any of them."""
+        self.server.wait_until_idle()
+        for machine in self.machines.values():
+            machine.close()
+            machine.wait_until_gone()
+            assert "Traceback" not in machine.stderr, machine.stderr
+        eventually(lambda: not self.server.status()["nodes"], "all machines have left")
+        has_own_workers = bool(self.server.status()["workers"])
+        assert self.server.post("Hello").status_code == (200 if has_own_workers else 503)
+        self.head.signal(signal.SIGTERM)
+        assert self.head.wait_for_exit() == 0, self.head.stderr
+        self.head.wait_until_gone()
+        assert "Traceback" not in self.head.stderr, self.head.stderr
 
     @property
     def server(self) -> LiveServer:

@@ -22,7 +22,7 @@ from diptych.core.messages import (
 from diptych.core.moments import shifted
 from diptych.core.request import Request, SamplingParams
 
-DURATIONS = {"prefill_tokens_per_s", "decode_step_s", "copy_block_s", "load_bytes_per_s"}
+DURATIONS = {"prefill_tokens_per_s", "decode_step_s", "copy_block_s", "load_bytes_per_s", "interval_s", "duration_s"}
 """Fields of messages that end in `_s` and are no moments."""
 REQUEST = Request(
     request_id=RequestId("one"),

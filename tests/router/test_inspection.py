@@ -209,7 +209,7 @@ def test_no_message_that_decodes_breaks_the_router(make_cluster: "Callable[..., 
         decoder: FrameDecoder[ToRouter] = FrameDecoder(ToRouter, DroppedMessages("router"))
         known: Known = {
             "request_id": ["r0", "r1"],
-            "worker_id": ["decode-8", "mixed-9"],
+            "worker_id": ["decode-77", "mixed-9"],
             "incarnation": [1, 2],
             "attempt": [9],
         }

@@ -344,6 +344,8 @@ def test_a_machine_leaves_in_order(office: Office) -> None:
     assert office.workers() == {"rack1.mixed-0": "draining"}
     office.says(Left(node=RACK, session=session))
     assert office.workers() == {}
+    with pytest.raises(UnavailableError):
+        office.router.accept(office.cluster.request())
     with pytest.raises(NotFoundError):
         office.office.drain(RACK)
 

@@ -92,6 +92,7 @@ class WorkerRegistry:
             life = self._lives.get(worker_id)
             if life is not None and life.is_over:
                 del self._lives[worker_id]
+                self._stale[worker_id] = None
 
     def lose(self, worker_id: WorkerId, outlook: str, *, will_return: bool) -> WorkerLife | None:
         """Note that a worker is out of reach, with its machine; return the life that ends by it, if one did.
@@ -116,6 +117,7 @@ class WorkerRegistry:
         self._not_yet_up.discard(worker_id)
         self._last_over.pop(worker_id, None)
         self._lives.pop(worker_id, None)
+        self._stale[worker_id] = None
 
     def on_heartbeat(self, heartbeat: Heartbeat) -> WorkerLife | None:
         """Note that a worker lives; return its former life if this heartbeat shows that it is over, else None.
@@ -223,7 +225,11 @@ class WorkerRegistry:
             silences_s = (life.last_heartbeat_s + self._heartbeat_timeout_s for life in self._lives.values())
             self._next_silence_s = min((one for one in silences_s if one >= now_s), default=math.inf)
         for worker_id in self._stale:
-            self._loads[worker_id] = self._worker_load(self._lives[worker_id], block_size)
+            life = self._lives.get(worker_id)
+            if life is not None:
+                self._loads[worker_id] = self._worker_load(life, block_size)
+            else:  # its machine has left
+                self._loads.pop(worker_id, None)
         self._stale.clear()
         return list(self._loads.values())
 
