@@ -1,4 +1,4 @@
-"""Workers of two machines do not share memory: none reads prompts for, or copies from, one of the other."""
+"""Workers of two machines do not share memory: they read prompts for each other, and copy nothing."""
 
 from dataclasses import replace
 from random import Random
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.policy.loads import BLOCK_SIZE, LOADS, idle
+from tests.policy.loads import BLOCK_SIZE, LOADS, idle, reading, writing
 
 from diptych.core.control import RoutingName
 from diptych.core.ids import NodeId, WorkerId
@@ -33,7 +33,7 @@ def on(node: str, load: WorkerLoad, **changes: Any) -> WorkerLoad:
     cached=st.dictionaries(st.integers(0, 5), st.integers(0, 60)),
     turn=st.integers(0, 50),
 )
-def test_who_works_on_a_request_shares_memory(  # noqa: PLR0913, PLR0917
+def test_who_copies_shares_memory(  # noqa: PLR0913, PLR0917
     name: RoutingName, loads: list[WorkerLoad], nodes: list[str], prompt: int, cached: dict[int, int], turn: int
 ) -> None:
     placed = [on(node, load) for node, load in zip(nodes, loads, strict=False)]
@@ -44,25 +44,35 @@ def test_who_works_on_a_request_shares_memory(  # noqa: PLR0913, PLR0917
         if index < len(placed)
     }
     route = POLICIES[name](Question(prompt, matched, 60.0, prompt + 100), placed, RULES, turn, Random(3))
-    if route is not None:
-        assert by_id[route.pair.reader].node == by_id[route.pair.owner].node
-        if route.copy is not None:
-            assert by_id[route.copy.source].node == by_id[route.pair.owner].node
+    if route is not None and route.copy is not None:
+        assert by_id[route.copy.source].node == by_id[route.pair.owner].node
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in {"random", "round-robin"}])
-def test_a_machine_of_decode_workers_alone_reads_its_own_prompts(name: RoutingName) -> None:
+ROLES_ALONE = [name for name in NAMES if name != "predicted"]
+"""Policies in which an idle decode worker reads no prompt if another can."""
+
+
+@pytest.mark.parametrize("name", ROLES_ALONE)
+def test_a_machine_of_decode_workers_alone_has_its_prompts_read_elsewhere(name: RoutingName) -> None:
     loads = [on("a", idle(Role.DECODE)), on("b", idle(Role.PREFILL))]
     route = POLICIES[name](Question(500, {}, 60.0, 600), loads, RULES, 0, Random(0))
     assert route is not None
-    if route.pair.owner == "a.decode-0":
-        assert route.pair.reader == "a.decode-0"
+    assert (route.pair.owner, route.pair.reader) == ("a.decode-0", "b.prefill-0")
+
+
+@pytest.mark.parametrize("name", ROLES_ALONE)
+def test_of_readers_that_are_alike_the_one_at_home_is_taken(name: RoutingName) -> None:
+    loads = [on("a", idle(Role.PREFILL)), on("b", idle(Role.DECODE)), on("b", idle(Role.PREFILL))]
+    route = POLICIES[name](Question(500, {}, 60.0, 600), loads, RULES, 0, Random(0))
+    assert route is not None
+    assert route.pair.reader == "b.prefill-0"
 
 
 @pytest.mark.parametrize("name", ["predicted", "kv-centric", "least-loaded", "overlap-load"])
-def test_many_idle_readers_elsewhere_do_not_hide_the_one_at_home(name: RoutingName) -> None:
-    far = [on("b", idle(Role.PREFILL, number)) for number in range(30)]
-    home = [on("z", idle(Role.DECODE)), on("z", idle(Role.PREFILL))]
-    route = POLICIES[name](Question(500, {}, 60.0, 600), [*far, *home], RULES, 0, Random(0))
+def test_a_reader_elsewhere_is_taken_if_the_one_at_home_is_busy(name: RoutingName) -> None:
+    busy = reading(idle(Role.PREFILL), 20, 20_000)
+    loads = [on("a", idle(Role.PREFILL)), on("b", writing(idle(Role.DECODE), 1)), on("b", busy)]
+    route = POLICIES[name](Question(500, {}, 60.0, 600), loads, RULES, 0, Random(0))
     assert route is not None
-    assert (route.pair.owner, route.pair.reader) == ("z.decode-0", "z.prefill-0")
+    if route.pair.owner == "b.decode-0":
+        assert route.pair.reader == "a.prefill-0"

@@ -64,7 +64,7 @@ def is_forged(cluster: RoleCluster, receiver: str, message: ToWorker | Remains |
         case Abort(request_id=request_id):
             return request_id in cluster.heard
         case PeerGone(worker_id=worker_id, incarnation=incarnation):
-            return cluster.has_inbox(worker_id, incarnation)
+            return cluster.may_have_been(worker_id, incarnation)
         case Submit(request=request) | SubmitRemains(request=request) if request.request_id in cluster.heard:
             return receiver != "decode-0" or not cluster.workers[receiver].decode.roster.find(request.request_id)
         case _:

@@ -1,4 +1,5 @@
-"""Random lives of several workers: letters late, overtaken and lost, copies, aborts, deadlines and deaths at any time.
+"""Random lives of several workers: letters late, overtaken and lost, copies, aborts, deadlines and deaths at any time;
+prefill workers on the same machine, or on another one, from where KV comes late, is fetched, or never arrives.
 
 Whatever happens, each request ends once, no token of it is ever wrong, nobody gets blocks that another may still write,
 and at the end every block is free and the header tells the truth.
@@ -40,6 +41,8 @@ SETTINGS = st.fixed_dictionaries(
         "is_exact": st.booleans(),
         "is_adaptive": st.booleans(),
         "has_tier": st.booleans(),
+        "is_far": st.booleans(),
+        "num_far_blocks": st.sampled_from([20, 8, 7]),
         "slo_tpot_s": st.sampled_from([0.1, 0.03, 1.0]),
         "queue_timeout_s": st.sampled_from([None, None, 3.0]),
         "eos_token_ids": st.sampled_from([frozenset(), frozenset(range(256, 276))]),
@@ -76,6 +79,8 @@ class RoleLife(RuleBasedStateMachine):
     @initialize(shape=st.sampled_from(SHAPES), changes=SETTINGS)
     def start(self, shape: tuple[int, int, int], changes: dict[str, Any]) -> None:
         num_prefill, num_decode, num_mixed = shape
+        changes["is_far"] &= num_prefill > 0
+        changes["is_adaptive"] &= not changes["is_far"]  # answers of the far machine's workers would be another story
         self.cluster: RoleCluster = start_roles(
             num_prefill=num_prefill, num_decode=num_decode, num_mixed=num_mixed, **changes
         )
@@ -160,6 +165,8 @@ class RoleLife(RuleBasedStateMachine):
                 self.copy(pick // 7, 300)
             if pick % 3:
                 self.deliver([pick])
+            if pick % 5 < 3:
+                self.cluster.transfer(pick)
 
     @precondition(lambda self: self.cluster.settings.has_tier)
     @rule(picks=st.lists(PICKS, min_size=1, max_size=6))
@@ -171,6 +178,13 @@ class RoleLife(RuleBasedStateMachine):
             self.cluster.shelf.is_full = pick % 7 == 6
             if pick % 5 == 4:
                 self.cluster.shelf.lose(pick)
+
+    @precondition(lambda self: self.cluster.settings.is_far)
+    @rule(picks=st.lists(PICKS, min_size=1, max_size=6))
+    def transfer(self, picks: list[int]) -> None:
+        """Let blocks begin to move between machines, or arrive; at times they do not."""
+        for pick in picks:
+            self.cluster.transfer(pick, does_fail=pick % 9 == 8)
 
     @rule(duration_s=st.sampled_from([0.01, 0.5, 2.0]))
     def wait(self, duration_s: float) -> None:
@@ -212,6 +226,14 @@ class RoleLife(RuleBasedStateMachine):
                 assert num_recorded >= sequence.num_computed_tokens, "a successor would not know what is computed"
                 if Lifecycle.GRANTED not in sequence.timeline:  # else another has read, and perhaps told nobody
                     assert num_recorded == sequence.num_computed_tokens, "a successor would believe too much"
+
+    @invariant()
+    def nothing_moves_into_blocks_of_others(self) -> None:
+        for link in self.cluster.wires.links() if hasattr(self, "cluster") else []:
+            moving = link.moving
+            if moving is not None and not moving.is_fetch:
+                epochs = moving.receiver.memory.header.epochs_of(moving.targets)
+                assert set(epochs.tolist()) == {moving.epoch}, "blocks were given away while something moved into them"
 
     def teardown(self) -> None:
         if not hasattr(self, "cluster"):

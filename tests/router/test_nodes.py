@@ -84,6 +84,10 @@ class Staff:
         self.revived.append(worker_id)
 
 
+def make_terms(sent_s: float, now_s: float) -> Terms:
+    return Terms(settings={}, layout=LAYOUT, transfer_secret="", sent_s=sent_s, now_s=now_s, frontend=7)
+
+
 class Office:
     """A router with no workers of its own, and words to put into the mouths of machines."""
 
@@ -92,7 +96,7 @@ class Office:
         self.border, self.outbox, self.staff = ListBorder(), LocalOutbox(), Staff()
         self._context = zmq.asyncio.Context()
         self._letters: AsyncInbox[Letter] = AsyncInbox(self._context, f"ipc://{folder}/border", Letter)
-        terms = Terms(settings={}, layout=LAYOUT, sent_s=0.0, now_s=0.0, frontend=7)
+        terms = make_terms(sent_s=0.0, now_s=0.0)
         self.office = NodeOffice(self.border, self.outbox, self._letters, self.staff, terms, clock, TIMEOUT_S)
         self.cluster = Cluster(clock=clock, letters=self.office)
         self.router = self.cluster.router
@@ -157,7 +161,7 @@ def office(tmp_path: Path) -> Iterator[Office]:
 
 def test_a_machine_asks_joins_and_serves(office: Office) -> None:
     [terms] = office.says(Knock(node=RACK, boot="one", version=__version__, sent_s=3.5))
-    assert terms == Terms(settings={}, layout=LAYOUT, sent_s=3.5, now_s=office.cluster.clock.now_s(), frontend=7)
+    assert terms == make_terms(sent_s=3.5, now_s=office.cluster.clock.now_s())
     session = office.join()
     assert office.workers() == {"rack1.mixed-0": "starting"}
     office.greet(session)

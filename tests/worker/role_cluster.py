@@ -15,13 +15,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.worker.scripted_exchange import ScriptedExchange, Wires
 from tests.worker.scripted_tier import ScriptedTier, Shelf
 
+from diptych.core.addresses import public_endpoint
 from diptych.core.clock import VirtualClock
 from diptych.core.control import ModelOrder, WorkerOrder
 from diptych.core.errors import DamagedBlockError, EngineError, GrammarError, PeerUnreachableError
 from diptych.core.events import FinishReason
-from diptych.core.ids import BlockId, RequestId, WorkerId
+from diptych.core.ids import NO_NODE, BlockId, NodeId, RequestId, WorkerId
 from diptych.core.messages import (
     Abort,
     Aborted,
@@ -42,7 +44,7 @@ from diptych.core.messages import (
     ToRouter,
     ToWorker,
 )
-from diptych.core.request import Request, SamplingParams, TokenLogprobs
+from diptych.core.request import Request, SampledToken, SamplingParams, TokenLogprobs
 from diptych.engine.base import Logits, Row
 from diptych.engine.modeled_engine import ModeledEngine, next_state
 from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX2_CORE
@@ -62,6 +64,7 @@ from diptych.worker.load import Speed
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.pace import Pace
 from diptych.worker.prefill import PrefillRole
+from diptych.worker.remote_prompts import RemotePrompts
 from diptych.worker.sampling.chooser import TokenChooser
 from diptych.worker.sequence_blocks import SequenceBlocks
 from diptych.worker.tiering import Tiering
@@ -100,6 +103,10 @@ class RoleSettings:
     is_exact: bool = False
     has_kv_checksums: bool = True
     eos_token_ids: frozenset[int] = frozenset()
+    is_far: bool = False
+    """Whether prefill workers are on another machine, with blocks of their own."""
+    num_far_blocks: int = 40
+    """Of each of those."""
     has_tier: bool = False
     """Whether there is a tier below all workers' blocks; a load goes on only when the test says so."""
 
@@ -221,7 +228,7 @@ class RecordingOutbox(Outbox):
         self._sender = sender
 
     def send(self, endpoint: str, message: Message) -> None:
-        self._letters.send(self._sender, endpoint, message)
+        self._letters.send(self._sender, endpoint.rpartition("/")[2], message)
 
 
 class RoleWorker:
@@ -235,8 +242,13 @@ class RoleWorker:
         inspector: Inspector,
         dropped: DroppedMessages,
         tiering: Tiering | None = None,
+        exchange: ScriptedExchange | None = None,
+        far_blocks: SequenceBlocks | None = None,
     ) -> None:
+        """`far_blocks`: in which a prefill worker reads for another machine."""
         self.role = role
+        self.exchange = exchange
+        self.far_blocks = far_blocks
         self.tiering = tiering
         self.inspector = inspector
         self.dropped = dropped
@@ -316,12 +328,11 @@ class RoleCluster:
         self.guides = InstantGuides(settings.eos_token_ids)
         self.hasher = BlockHasher(MODEL_KEY, self._engine().layout.fingerprint, block_size=self.block_size)
         owners = settings.owners
-        num_blocks = settings.num_blocks * len(owners)
-        self.header, self._blocks = self._map_segment(num_blocks)
-        for index, worker_id in enumerate(owners):
-            first = index * settings.num_blocks // EXTENT_BLOCKS
-            for extent in range(first, first + settings.num_blocks // EXTENT_BLOCKS):
-                self.header.lease_extent(extent, worker_id, 0)
+        self.header, self._blocks = self._map_segment(owners, settings.num_blocks)
+        self.wires = Wires()
+        if settings.is_far:
+            readers = [worker_id for worker_id, role in settings.roles.items() if role is Role.PREFILL]
+            self._far_header, self._far_blocks = self._map_segment(readers, settings.num_far_blocks)
         self._num_lives: dict[str, int] = {}
         self.shelf = Shelf()
         self.workers: dict[str, RoleWorker] = {
@@ -342,22 +353,28 @@ class RoleCluster:
         clock = VirtualClock() if not hasattr(self, "clock") else self.clock
         return ModeledEngine(SMOLLM2_135M_ONE_AVX2_CORE, clock, VOCAB_SIZE, self.settings.eos_token_ids)
 
-    def _map_segment(self, num_blocks: int) -> tuple[SegmentHeader, memoryview]:
-        layout = self._engine().layout
+    def _map_segment(self, owners: list[WorkerId], num_blocks_each: int) -> tuple[SegmentHeader, memoryview]:
+        layout, num_blocks = self._engine().layout, num_blocks_each * len(owners)
         begin = header_bytes(num_blocks, EXTENT_BLOCKS)
         memory = memoryview(mmap.mmap(-1, begin + num_blocks * layout.block_bytes))
         header = SegmentHeader.create(
             memory, num_blocks, layout.block_bytes, layout.fingerprint, MODEL_KEY, extent_blocks=EXTENT_BLOCKS
         )
+        for index, worker_id in enumerate(owners):
+            first = index * num_blocks_each // EXTENT_BLOCKS
+            for extent in range(first, first + num_blocks_each // EXTENT_BLOCKS):
+                header.lease_extent(extent, worker_id, 0)
         return header, memory[begin : begin + num_blocks * layout.block_bytes]
 
     def _worker(self, worker_id: WorkerId, role: Role) -> RoleWorker:
-        owned = self.header.owned_blocks(worker_id)
-        held = Orphans.of(self.header, worker_id).cached()
+        is_far = self.settings.is_far and role is Role.PREFILL
+        header, block_bytes = (self._far_header, self._far_blocks) if is_far else (self.header, self._blocks)
+        owned = header.owned_blocks(worker_id)
+        held = Orphans.of(header, worker_id).cached()
         engine = self._engine()
-        engine.bind(self._blocks, self.header.num_blocks)
+        engine.bind(block_bytes, header.num_blocks)
         has_checksums = self.settings.has_kv_checksums
-        memory = WorkerMemory(self.header, self._blocks, engine.layout, has_checksums=has_checksums)
+        memory = WorkerMemory(header, block_bytes, engine.layout, has_checksums=has_checksums)
         order = self._order(worker_id, role)
         outbox = RecordingOutbox(self.letters, worker_id)
         costs = SMOLLM2_135M_ONE_AVX2_CORE
@@ -366,10 +383,15 @@ class RoleCluster:
         prefill = PrefillRole(order, engine, memory, outbox, self.clock, pace)
         decode: DecodeRole | None = None
         tiering: Tiering | None = None
-        if owned:
-            blocks = SequenceBlocks(
-                PrefixCache(owned, held), memory, self.hasher, incarnation=order.incarnation, is_exact=order.is_exact
-            )
+        exchange: ScriptedExchange | None = None
+        blocks = SequenceBlocks(
+            PrefixCache(owned, held), memory, self.hasher, incarnation=order.incarnation, is_exact=order.is_exact
+        )
+        if self.settings.is_far:
+            exchange = ScriptedExchange(self.wires, (worker_id, order.incarnation), memory)
+        if is_far and exchange is not None:
+            prefill.remote = RemotePrompts(order, blocks, exchange, costs, speed, prefill.tell)
+        elif owned:
             if self.settings.has_tier:
                 tier = ScriptedTier(self.shelf)
                 tiering = Tiering(tier, blocks, memory, costs, speed, order.chunk_tokens, self.clock)
@@ -385,6 +407,7 @@ class RoleCluster:
                 self.guides,
                 max_model_len=self.max_model_len,
                 promotions=None if tiering is None else tiering.promotions,
+                receiver=None if exchange is None else exchange.receiver,
             )
         dropped = DroppedMessages(worker_id, self.clock)
         inspector = Inspector(
@@ -399,19 +422,22 @@ class RoleCluster:
             decode,
         )
         if decode is None:
-            return RoleWorker(prefill, engine, memory, inspector, dropped)
+            far_blocks = blocks if is_far else None
+            return RoleWorker(prefill, engine, memory, inspector, dropped, exchange=exchange, far_blocks=far_blocks)
         both = BothRoles(prefill, decode, pace) if role is Role.PREFILL else decode
-        return RoleWorker(both, engine, memory, inspector, dropped, tiering)
+        return RoleWorker(both, engine, memory, inspector, dropped, tiering, exchange)
 
     def knows(self, worker_id: WorkerId) -> bool:
         return worker_id in self.settings.roles
 
-    def has_inbox(self, worker_id: WorkerId, incarnation: int) -> bool:
+    def may_have_been(self, worker_id: WorkerId, incarnation: int) -> bool:
         """Say so of all workers, dead ones too."""
         return worker_id in self.settings.roles and incarnation == self.address(worker_id).incarnation
 
     def try_find(self, address: PeerAddress) -> Role | None:
-        is_one = self.has_inbox(address.worker_id, address.incarnation) and address.endpoint == address.worker_id
+        is_one = self.may_have_been(address.worker_id, address.incarnation) and address == self.address(
+            address.worker_id
+        )
         return self.settings.roles[address.worker_id] if is_one else None
 
     def _order(self, worker_id: WorkerId, role: Role) -> WorkerOrder:
@@ -428,6 +454,7 @@ class RoleCluster:
             kv_dtype="auto",
             model=ModelOrder(name="m", path="", key=MODEL_KEY, eos_token_ids=sorted(settings.eos_token_ids)),
             endpoint=worker_id,
+            node=self._node(worker_id),
             router_endpoint=ROUTER,
             segment_fd=-1,
             max_num_seqs=settings.max_num_seqs,
@@ -446,7 +473,11 @@ class RoleCluster:
     def address(self, worker_id: str) -> PeerAddress:
         incarnation = list(self.settings.roles).index(WorkerId(worker_id)) + 1
         incarnation += len(self.settings.roles) * self._num_lives.get(worker_id, 0)
-        return PeerAddress(WorkerId(worker_id), worker_id, incarnation)
+        node = self._node(worker_id)
+        return PeerAddress(WorkerId(worker_id), public_endpoint(worker_id, node), incarnation, node)
+
+    def _node(self, worker_id: str) -> NodeId:
+        return NodeId("far") if self.settings.is_far and worker_id.startswith("prefill") else NO_NODE
 
     def bury(self, heard: Heard) -> None:
         """End what was to be aborted on a worker that has died."""
@@ -495,6 +526,8 @@ class RoleCluster:
     def kill(self, worker_id: str, num_letters_sent: int = 0, *, has_written: bool = False) -> None:
         """Kill a worker: of its letters the first few of each queue arrive all the same; its step may have written."""
         worker = self.workers.pop(worker_id)
+        if worker.exchange is not None:
+            worker.exchange.close()
         if worker.parts is not None and has_written:
             worker.write()
         for (sender, receiver), queue in self.letters.queues.items():
@@ -571,12 +604,14 @@ class RoleCluster:
     def _after(self, worker_id: str) -> None:
         """Do what a worker's loop does in every turn: admit, store, ask for what is late, and report at once."""
         worker = self.workers[worker_id]
+        if isinstance(worker.role, PrefillRole):
+            worker.role.on_turn()
         if worker.tiering is not None:
             worker.tiering.demotions.on_turn(is_busy=worker.parts is not None)
         if not isinstance(worker.role, PrefillRole):
             role = worker.decode
             role.admit()
-            self.unheard |= role.roster.ask_after_grants()
+            self.unheard |= role.ask_after_grants()
             arrivals = [sequence.arrival for sequence in role.roster.waiting]
             assert arrivals == sorted(arrivals), "first come, first served"
             report = role.report.take(WorkerId(worker_id), self.address(worker_id).incarnation, None)
@@ -607,6 +642,23 @@ class RoleCluster:
         self._after(worker_id)
         return has_moved
 
+    def set_link_speed(self, sender: str, receiver: str, byte_s: float) -> None:
+        """Let a worker think that a byte takes so long to or from another."""
+        one, other = self.workers[sender].exchange, self.workers[receiver].exchange
+        assert one is not None and other is not None
+        one.link(other.receiver.endpoint).byte_s = byte_s
+
+    def first_token(self, heard: Heard) -> SampledToken:
+        """Return the token with which a request's answer begins."""
+        return SampledToken(self.reference(heard.request)[0][0])
+
+    def transfer(self, pick: int = 0, *, does_fail: bool = False) -> bool:
+        """Let something happen between machines; tell whether there was anything to do."""
+        has_moved = self.wires.advance(pick, does_fail=does_fail)
+        for worker_id in self.workers:
+            self._after(worker_id)
+        return has_moved
+
     def step(self, worker_id: str) -> bool:
         """Begin and end a step; tell whether there was anything to compute."""
         if not self.begin(worker_id):
@@ -624,7 +676,7 @@ class RoleCluster:
             has_moved = [
                 self.copy(worker_id) | self.step(worker_id) | self.load(worker_id) for worker_id in list(self.workers)
             ]
-            if not any(has_moved) and not self.letters.waiting():
+            if not self.transfer() and not any(has_moved) and not self.letters.waiting():
                 return
         pytest.fail(f"still at work after {max_rounds} rounds")
 
@@ -723,6 +775,11 @@ class RoleCluster:
                 cache.check_invariants()
                 assert cache.num_available_blocks == cache.num_blocks, "a block is still held"
                 assert worker.decode.loans.num_blocks == 0
+                assert worker.decode.roster.far.num_kept_blocks == 0
+            if worker.far_blocks is not None:
+                cache = worker.far_blocks.cache
+                cache.check_invariants()
+                assert cache.num_available_blocks == cache.num_blocks, "a block of a reader elsewhere is still held"
         self.check_records()
 
     def check_records(self) -> None:
@@ -733,15 +790,24 @@ class RoleCluster:
             for number, choice in enumerate(heard.choices)
             for attempt in range(heard.attempt + 1)
         }
-        for record in self.header.committed([BlockId(number) for number in range(self.header.num_blocks)]):
-            if record is None or (self.has_strangers and record.request_key not in by_key):
+        segments = [(self.header, self._blocks)]
+        if self.settings.is_far:
+            segments.append((self._far_header, self._far_blocks))
+        records = [
+            (record, list(self._block(blocks, record.block_id).cast("Q")))
+            for header, blocks in segments
+            for record in header.committed([BlockId(number) for number in range(header.num_blocks)])
+            if record is not None
+        ]
+        for record, found in records:
+            if self.has_strangers and record.request_key not in by_key:
                 continue
             request, choice = by_key[record.request_key]
             tokens = request.prompt_token_ids + [choice.tokens[index] for index in sorted(choice.tokens)]
             begin = record.block_index * self.block_size
             assert 1 <= record.num_tokens <= self.block_size
             states = self._states(tokens[: begin + record.num_tokens])[begin:]
-            assert self._states_in(record.block_id)[: record.num_tokens] == states
+            assert found[: record.num_tokens] == states
             is_full = record.num_tokens == self.block_size
             hashes = self.hasher.salted(request.cache_salt).hash_blocks(tokens)
             is_named = is_full and record.block_index < len(hashes)
@@ -756,13 +822,13 @@ class RoleCluster:
             states.append(next_state(states[-1], token_id, position))
         return states[1:]
 
-    def _states_in(self, block_id: BlockId) -> list[int]:
-        return list(self.bytes_of(block_id).cast("Q"))
-
     def bytes_of(self, block_id: BlockId) -> memoryview:
         """Return a block's bytes, which a test may change."""
+        return self._block(self._blocks, block_id)
+
+    def _block(self, blocks: memoryview, block_id: BlockId) -> memoryview:
         num_bytes = self.header.shape.block_bytes
-        return self._blocks[block_id * num_bytes : (block_id + 1) * num_bytes]
+        return blocks[block_id * num_bytes : (block_id + 1) * num_bytes]
 
 
 def start_roles(**changes: Any) -> RoleCluster:

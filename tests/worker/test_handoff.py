@@ -80,7 +80,7 @@ def test_a_writer_is_asked_for_what_is_late_and_then_it_is_mute() -> None:
 
     def unheard(now_s: float) -> tuple[list[int], set[PeerAddress]]:
         to_ask, mute = handoffs.take_unheard(now_s, 5.0)
-        return [handoff.epoch for handoff in to_ask], mute
+        return [handoff.epoch for handoff in to_ask], {handoff.writer for handoff in mute}
 
     assert unheard(4.9) == ([], set())
     assert unheard(5.0) == ([10], set())

@@ -85,6 +85,8 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     cluster_keys: Annotated[Path | None, setting_option("cluster_keys", CLUSTER, metavar="DIR")] = None,
     cluster: Annotated[str | None, setting_option("cluster", CLUSTER, metavar="ADDRESS")] = None,
     cluster_strategy: Annotated[str | None, setting_option("cluster_strategy", CLUSTER, metavar="NAME")] = None,
+    kv_transport: Annotated[str | None, setting_option("kv_transport", CLUSTER, metavar="NAME")] = None,
+    transfer_host: Annotated[str | None, setting_option("transfer_host", CLUSTER, metavar="HOST")] = None,
     node_timeout_s: Annotated[float | None, setting_option("node_timeout_s", CLUSTER)] = None,
     request_timeout_s: Annotated[float | None, setting_option("request_timeout_s", LIMITS)] = None,
     queue_timeout_s: Annotated[float | None, setting_option("queue_timeout_s", LIMITS)] = None,

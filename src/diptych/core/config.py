@@ -17,7 +17,14 @@ from pydantic import (
     model_validator,
 )
 
-from diptych.core.control import AdmissionName, EngineKind, EvictionName, KVDtype, RoutingName
+from diptych.core.control import (
+    AdmissionName,
+    EngineKind,
+    EvictionName,
+    KVDtype,
+    RoutingName,
+    TransportName,
+)
 from diptych.core.errors import ConfigError
 from diptych.core.logs import LogFormat, LogLevel, LogSettings
 
@@ -232,6 +239,15 @@ class ServeConfig(BaseModel):
     )
     cluster_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         default="SPREAD", description="How Ray is to place them: on as many machines as it can, or as few."
+    )
+    kv_transport: TransportName = Field(
+        default="auto",
+        description="How KV moves between machines: tcp, or by mooncake or nixl where that is installed on both (else "
+        "tcp). auto: what was measured to be best, tcp.",
+    )
+    transfer_host: str | None = Field(
+        default=None,
+        description="Address at which other machines reach this one for KV [default: the one that leads to them].",
     )
     node_timeout_s: float = Field(
         default=5.0,

@@ -30,6 +30,8 @@ RoutingName = Literal[
 """How workers are chosen for requests (policy/routing/by_name.py)."""
 AdmissionName = Literal["none", "early", "predictive"]
 """Which requests are refused for the SLO (policy/admission.py)."""
+TransportName = Literal["auto", "tcp", "mooncake", "nixl"]
+"""How KV moves between machines (transfer/transports.py)."""
 EvictionName = Literal["lru", "reuse-aware"]
 """Which cached blocks go when there is no room (policy/eviction.py)."""
 
@@ -53,6 +55,21 @@ class DiskOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Of this worker."""
     num_sharers: int
     """Workers of this server that keep KV there."""
+
+
+class TransferOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker takes and sends KV between machines."""
+
+    host: str
+    """Where to listen."""
+    reached_at: str
+    """Under which address other machines reach this one; empty: as they reach the router."""
+    router_host: str
+    """How this machine reaches the router's; empty: it is that."""
+    secret: str
+    """Hex digits, the same for all workers of the cluster: who does not know it gets in nowhere."""
+    transports: list[str]
+    """By which KV may go, the best first; `tcp` is always there (transfer/transports.py)."""
 
 
 class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -103,6 +120,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """None: no KV goes to disk."""
     node: NodeId = NO_NODE
     """What this machine is called in a cluster."""
+    transfer: TransferOrder | None = None
+    """None: it has to do with no other machine's workers."""
 
     @property
     def address(self) -> PeerAddress:
@@ -112,8 +131,13 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     @property
     def writes_answers(self) -> bool:
-        """Whether it owns blocks. A prefill worker does not, unless it may help out."""
+        """Whether it owns blocks for answers. A prefill worker does not, unless it may help out."""
         return self.role is not Role.PREFILL or self.is_adaptive
+
+    @property
+    def caches(self) -> bool:
+        """Whether it keeps KV of its own: for answers, or for prompts that it reads for other machines."""
+        return self.writes_answers or self.transfer is not None
 
 
 class LayoutReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -153,6 +177,8 @@ class ClusterOrder(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str | int | float | bool | None]
     """What all machines share."""
     layout: Layout
+    transfer_secret: str
+    """Hex digits: what all workers of the cluster know (`TransferOrder`)."""
     timeout_s: float
     """Of silence, until a machine is given up."""
 

@@ -22,6 +22,7 @@ SHARED_SETTINGS = (
     "slo_tpot_s",
     "exact",
     "kv_checksums",
+    "kv_transport",
     "eviction",
     "request_timeout_s",
     "queue_timeout_s",

@@ -113,6 +113,8 @@ class Terms(Message, frozen=True, kw_only=True):
     settings: dict[str, str | int | float | bool | None]
     """Of `diptych.core.config.ServeConfig`: those that all machines share."""
     layout: Layout
+    transfer_secret: Text
+    """What proves to other machines' workers that one is of this cluster: hex digits."""
     sent_s: Moment
     """As in `Knock`."""
     now_s: Moment

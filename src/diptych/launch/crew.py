@@ -29,7 +29,17 @@ PROBE_ID = WorkerId("layout")
 class Crew:
     """Not restartable: a supervisor looks after it between `lease` and `stop`."""
 
-    def __init__(self, config: ServeConfig, model: ModelFolder, roles: dict[WorkerId, Role], cores: CorePlan) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        model: ModelFolder,
+        roles: dict[WorkerId, Role],
+        cores: CorePlan,
+        *,
+        is_one_of_many: bool,
+    ) -> None:
+        """`is_one_of_many`: prefill workers may read for other machines, for which they need blocks."""
+        self._do_read_for_others = is_one_of_many
         self._config = config
         self._model = model
         self._roles = roles
@@ -59,7 +69,7 @@ class Crew:
             self._roles,
             self._model.context_length,
             self._config.max_model_len,
-            do_helpers_own=self._config.adaptive,
+            do_helpers_own=self._config.adaptive or self._do_read_for_others,
         )
         costs = find_costs(self._config, self._model, layout.engine, self._cores.workers)
         self._write_header(self._segment, plan, layout)

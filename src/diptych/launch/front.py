@@ -197,7 +197,12 @@ class _Cluster:
         endpoint = f"{order.endpoint.rpartition('/')[0]}/{BORDER_NAME}"
         self._letters: AsyncInbox[Letter] = AsyncInbox(zmq.asyncio.Context(context), endpoint, Letter)
         terms = Terms(
-            settings=cluster.settings, layout=cluster.layout, sent_s=0.0, now_s=0.0, frontend=order.incarnation
+            settings=cluster.settings,
+            layout=cluster.layout,
+            transfer_secret=cluster.transfer_secret,
+            sent_s=0.0,
+            now_s=0.0,
+            frontend=order.incarnation,
         )
         self.office = NodeOffice(self._border, outbox, self._letters, staff, terms, clock, cluster.timeout_s)
 

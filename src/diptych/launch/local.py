@@ -25,6 +25,7 @@ from diptych.launch.run_directory import RunDirectory
 from diptych.launch.segment_plan import SegmentPlan
 from diptych.launch.starting import StartWatch
 from diptych.launch.supervisor import FRONTEND_MODULE, Supervisor
+from diptych.launch.transfer_plan import head_transfer
 from diptych.models import ModelFolder
 from diptych.wire.border import HostPort
 from diptych.wire.cluster_keys import read_allowed, read_head_keys
@@ -59,11 +60,14 @@ class LocalCluster:
         self._disk = plan_disk_kv(config, self._roles)
         self._directory = RunDirectory()
         try:
-            self._orders = Orders(config, model, access, self._roles, self._cores, self._directory, self._disk)
+            transfer = head_transfer(config)
+            self._orders = Orders(
+                config, model, access, self._roles, self._cores, self._directory, self._disk, transfer=transfer
+            )
         except BaseException:
             self._directory.close()
             raise
-        self._crew = Crew(config, model, self._roles, self._cores)
+        self._crew = Crew(config, model, self._roles, self._cores, is_one_of_many=transfer is not None)
         self._frontend: ChildProcess | None = None
         self._supervisor: Supervisor | None = None
         self.ended = threading.Event()

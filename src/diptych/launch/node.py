@@ -36,6 +36,7 @@ from diptych.launch.run_directory import RunDirectory
 from diptych.launch.segment_plan import SegmentPlan
 from diptych.launch.starting import StartWatch
 from diptych.launch.supervisor import Supervisor
+from diptych.launch.transfer_plan import node_transfer
 from diptych.models import Progress, resolve
 from diptych.wire.border import HostPort, NodeBorder
 from diptych.wire.cluster_keys import NodeKeys
@@ -115,9 +116,10 @@ class Node:
         cores = share_cores(usable_cores(config.cores), roles)
         disk = plan_disk_kv(config, roles)
         self._directory = RunDirectory()
-        orders = Orders(config, model, Access(), roles, cores, self._directory, disk, self._name)
+        transfer = node_transfer(config, self._router, terms.transfer_secret)
+        orders = Orders(config, model, Access(), roles, cores, self._directory, disk, self._name, transfer)
         self._relay = Relay(self._context, self._border, orders, terms, offset, self._clock)
-        self._crew = Crew(config, model, roles, cores)
+        self._crew = Crew(config, model, roles, cores, is_one_of_many=True)
         crew = self._crew
         watch = StartWatch(lambda: list(crew.workers.values()), config.start_timeout_s)
         on_progress("compiling the model")

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from diptych.core.addresses import BORDER_NAME, HEAD_NODE, ROUTER_NAME, inbox_name, public_endpoint
 from diptych.core.config import ServeConfig
-from diptych.core.control import ClusterOrder, FrontendOrder, LayoutReport, Lease, ModelOrder, WorkerOrder
+from diptych.core.control import (
+    ClusterOrder,
+    FrontendOrder,
+    LayoutReport,
+    Lease,
+    ModelOrder,
+    TransferOrder,
+    WorkerOrder,
+)
 from diptych.core.errors import ConfigError
 from diptych.core.ids import NO_NODE, NodeId, WorkerId
 from diptych.core.logs import LogSettings
@@ -52,8 +60,12 @@ class Orders:
         directory: RunDirectory,
         disk: DiskPlan | None,
         node: NodeId = NO_NODE,
+        transfer: TransferOrder | None = None,
     ) -> None:
-        """`node`: what the machine is called if it joins others. Raises: ConfigError if a file cannot be read."""
+        """`node`: what the machine is called if it joins others. `transfer`: how its workers exchange KV with theirs.
+
+        Raises: ConfigError if a file cannot be read.
+        """
         is_head = config.cluster_listen is not None
         self.node = HEAD_NODE if is_head else node
         self.first_frontend = int(time.time() * 1000) if is_head else 1
@@ -65,6 +77,7 @@ class Orders:
         self._cores = cores
         self._directory = directory
         self._disk = disk
+        self._transfer = transfer
         self._chat_template = None if config.chat_template is None else read_template(config.chat_template)
 
     @property
@@ -134,6 +147,7 @@ class Orders:
             eviction=config.eviction,
             disk=None if self._disk is None else self._disk.order,
             node=self.node,
+            transfer=self._transfer,
         )
 
     def frontend(self, incarnation: int, port: int, agreement: Agreement) -> FrontendOrder:
@@ -190,13 +204,14 @@ class Orders:
 
     def _cluster(self, agreement: Agreement) -> ClusterOrder | None:
         config = self._config
-        if config.cluster_listen is None or config.cluster_keys is None:
+        if config.cluster_listen is None or config.cluster_keys is None or self._transfer is None:
             return None
         return ClusterOrder(
             listen=config.cluster_listen,
             keys=str(config.cluster_keys.absolute()),
             settings=shared_settings(config),
             layout=self.layout(agreement),
+            transfer_secret=self._transfer.secret,
             timeout_s=config.node_timeout_s,
         )
 

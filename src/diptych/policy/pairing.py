@@ -23,7 +23,7 @@ from diptych.core.messages import Role
 from diptych.core.slo import Slo
 from diptych.policy.batching import ANSWERS_SHARE, answers_when_read
 from diptych.policy.copying import GUESSED_COPY_BLOCK_S
-from diptych.policy.nodes import can_hand_over
+from diptych.policy.nodes import hand_over_s
 
 TTFT_SHARE = 0.8
 """Of the time to the first token that the SLO allows: a prediction of more has no room for a mistake."""
@@ -128,7 +128,7 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
     as_reader = {load.worker_id: Reader.of(load, slo, num_answer_tokens) for load in accepting}
     queues = sorted(as_reader.values(), key=lambda one: (one.queue_s, _order(one.load)))
     readers = [one for one in queues if one.load.role is Role.PREFILL]
-    near = {node: _near(readers, node) for node in {owner.node for owner in owners}}
+    nearest = {node: _nearest(readers, node) for node in {owner.node for owner in owners}}
     candidates: list[tuple[tuple[bool, bool, float, float, tuple[int, WorkerId], bool], Pair]] = []
     for owner in owners:
         num_uncached = max(num_prompt_tokens - matched_tokens.get(owner.worker_id, 0), 1)
@@ -136,7 +136,7 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
         is_full = owner.num_used_blocks + num_new_blocks > owner.num_blocks
         is_helper = owner.role is Role.PREFILL
         own = as_reader[owner.worker_id]
-        for reader in _readers_for(own, near[owner.node], num_uncached, slo.ttft_s, local_prefill_max_tokens):
+        for reader in _readers_for(own, nearest[owner.node], num_uncached, slo.ttft_s, local_prefill_max_tokens):
             pair, excess, price_s = _judge(owner, reader, num_prompt_tokens, num_uncached, slo, num_answer_tokens)
             # A prefill worker helps out only where it has the time: the prompts of all others wait for what it writes.
             key = (is_helper and excess > 1.0, is_full, excess, price_s, _order(owner), reader is own)
@@ -164,9 +164,9 @@ class Reader(NamedTuple):
         return self.queue_s + self.load.read_s(num_tokens, num_past) / self.free_share
 
 
-def _near(readers: Sequence[Reader], node: NodeId) -> Sequence[Reader]:
-    """Return the first few readers that can hand over to workers of a machine."""
-    return [one for one in readers if can_hand_over(one.load.node, node)][:NUM_READERS]
+def _nearest(readers: Sequence[Reader], node: NodeId) -> Sequence[Reader]:
+    """Return the few readers with the shortest queues, seen from a machine: of equal ones, its own come first."""
+    return sorted(readers, key=lambda one: (one.queue_s, one.load.node != node))[:NUM_READERS]
 
 
 def _readers_for(
@@ -226,6 +226,7 @@ def _judge(  # noqa: PLR0913, PLR0917
     tpot_ratio = step_s / (slo.tpot_s * share)
     excess = max(tpot_ratio, ttft_s / (slo.ttft_s * TTFT_SHARE), 1.0)
     price_s = own_s + num_answer_tokens * row_s + ttft_s
+    price_s += hand_over_s(num_uncached, reader.load.node, owner.node)
     least_step_s = owner.cost_scale * owner.costs.answers_s(1, num_prompt_tokens)
     now_s = owner.step_s(owner.num_answers + 1)
     pair = Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s, own_s, least_step_s, share, now_s)

@@ -40,7 +40,6 @@ from diptych.core.messages import (
 from diptych.core.request import Request
 from diptych.core.service import AnswerPart, ClusterStatus, RunningAnswer
 from diptych.policy.admission import Rejected, admit
-from diptych.policy.nodes import is_in_reach
 from diptych.router.cache_feed import CacheFeed
 from diptych.router.drains import Drains
 from diptych.router.follower import Follower
@@ -329,7 +328,7 @@ class Router:
             is_reaped=not life.is_lost,
         )
         for peer in self._registry.living():
-            if peer.worker_id == life.worker_id or not is_in_reach(peer.address.node, address.node):
+            if peer.worker_id == life.worker_id:
                 continue  # its successor never spoke to it
             try:
                 self._outbox.send(peer.address.endpoint, gone)

@@ -9,6 +9,7 @@ secret key and everybody's public ones. Secret files are readable by their owner
 See: ZeroMQ RFC 26, CurveZMQ; the files are those of zmq.auth, `ZPL`.
 """
 
+import hashlib
 import re
 import stat
 from pathlib import Path
@@ -115,6 +116,11 @@ def _read_secret(path: Path) -> KeyPair:
     if secret is None:
         raise ConfigError(f"{path} has no secret key in it; `diptych keys` makes keys")
     return KeyPair(public, secret)
+
+
+def transfer_secret(head: KeyPair) -> str:
+    """Return what workers of a cluster prove to each other that they know: hex digits, the same in all its lives."""
+    return hashlib.blake2b(b"KV between machines", key=zmq.utils.z85.decode(head.secret), digest_size=32).hexdigest()
 
 
 def _load(path: Path) -> tuple[bytes, bytes | None]:

@@ -24,13 +24,16 @@ from diptych.core.messages import (
     GrantEnded,
     GrantHeld,
     Lent,
+    PeerAddress,
     PeerGone,
+    Pushed,
     Returned,
     Submit,
     ToWorker,
 )
 from diptych.core.request import SampledToken, TokenLogprobs
 from diptych.engine.base import Logits, StepEngine
+from diptych.transfer.receiver import Receiver
 from diptych.wire.mailbox import Outbox
 from diptych.worker.batch import Batch
 from diptych.worker.copies import Copies
@@ -67,8 +70,9 @@ class DecodeRole:
         *,
         max_model_len: int,
         promotions: Promotions | None = None,
+        receiver: Receiver | None = None,
     ) -> None:
-        """`promotions`: from the tier below its blocks, if there is one."""
+        """`promotions`: from the tier below its blocks, if there is one. `receiver`: of what other machines read."""
         self._order = order
         self._max_model_len = max_model_len
         self._clock = clock
@@ -80,7 +84,7 @@ class DecodeRole:
         self.blocks = blocks
         self.loans = Loans(order.address, blocks.cache, outbox, clock)
         self.copies = Copies(order.address, blocks, memory, outbox, clock)
-        self.roster = Roster(order, blocks, self.copies, outbox, clock, pace, promotions)
+        self.roster = Roster(order, blocks, self.copies, outbox, clock, pace, promotions, receiver)
         self.report = Report()
 
     def load(self) -> Load:
@@ -110,13 +114,13 @@ class DecodeRole:
                 for sequence in self.roster.find(request_id):
                     if choice in {None, sequence.choice}:
                         self._abort(sequence)
-            case Filled() | GrantEnded() | GrantHeld():
+            case Filled() | GrantEnded() | GrantHeld() | Pushed():
                 self._on_writers_word(message)
-            case PeerGone(worker_id=worker_id, incarnation=incarnation):
+            case PeerGone(worker_id=worker_id, incarnation=incarnation, is_reaped=is_reaped):
                 self.blocks.on_worker_gone(worker_id)
                 self.loans.on_gone(worker_id, incarnation)
                 self._go_on(self.copies.on_gone(worker_id, incarnation))
-                for handoff in self.roster.settle_all_of(worker_id, incarnation):
+                for handoff in self.roster.settle_all_of(worker_id, incarnation, is_dead=is_reaped):
                     self._read_here(handoff, f"{worker_id} is gone")
             case FrontendGone(incarnation=incarnation):
                 for sequence in self.roster.of_frontends(incarnation):
@@ -159,12 +163,17 @@ class DecodeRole:
             self.roster.leave(sequence)
             self.report.add_aborted(sequence, self._clock.now_s())
 
-    def _on_writers_word(self, message: Filled | GrantEnded | GrantHeld) -> None:
+    def _on_writers_word(self, message: Filled | GrantEnded | GrantHeld | Pushed) -> None:
         match message:
             case Filled():
                 self._on_filled(message)
             case GrantHeld(epoch=epoch):
                 self.roster.on_held(epoch)
+            case Pushed(epoch=epoch, num_tokens=num_tokens):
+                self.roster.on_held(epoch)
+                handoff = self.roster.granted(epoch)
+                if handoff is not None and handoff.abandoned_blocks is None:
+                    self.blocks.on_arrived(handoff.sequence, num_tokens)
             case GrantEnded(epoch=epoch, reason=reason):
                 handoff = self.roster.settle(epoch)
                 if handoff is not None:
@@ -176,6 +185,8 @@ class DecodeRole:
             log.info("nobody waits for what was filled under epoch %d", message.epoch)
             return
         sequence = handoff.sequence
+        if self.roster.far.is_far(handoff.writer):
+            self.blocks.on_arrived(sequence, sequence.num_prompt_tokens)
         self.blocks.on_computed([(sequence, sequence.num_remaining_prompt_tokens)])
         sequence.state = SequenceState.DECODING
         sequence.note_first(Lifecycle.PREFILL_STARTED, message.prefill_started_s)
@@ -183,6 +194,19 @@ class DecodeRole:
         if sequence.num_output_tokens == 0:  # else it has been here before: its tokens are known
             # The prefill worker has told the first tokens already, but may have died before the router heard it.
             self._begin_answers(sequence, self._maker.choices(sequence), message.first_tokens, message.prompt_logprobs)
+
+    def ask_after_grants(self) -> set[PeerAddress]:
+        """Ask for grants of which nothing has been heard for long; return the writers whose death must be waited for.
+
+        Those of other machines cannot write here: who of them does not answer is not waited for.
+        """
+        mute = self.roster.ask_after_grants()
+        for silent in mute:
+            if self.roster.far.is_far(silent.writer):
+                handoff = self.roster.settle(silent.epoch)
+                if handoff is not None:
+                    self._read_here(handoff, f"{silent.writer.worker_id} does not answer")
+        return {silent.writer for silent in mute if not self.roster.far.is_far(silent.writer)}
 
     def _read_here(self, handoff: Handoff, reason: str) -> None:
         """Go on without the writer."""

@@ -1,12 +1,19 @@
-"""A prompt that a worker reads into blocks of another one: how far it is, what is next, and what the blocks hold."""
+"""A prompt that a worker reads into blocks of another one: how far it is, what is next, and what the blocks hold.
 
+The blocks of a worker of another machine cannot be written. Such a prompt is read into blocks of the reader's own, as
+a sequence of its (`scratch`), and pushed from there (remote_prompts.py).
+"""
+
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 
+from diptych.core.ids import BlockId
 from diptych.core.messages import Grant
 from diptych.core.request import TokenLogprobs
 from diptych.engine.base import Row
 from diptych.kv.header import BlockCommit, parent_tag, request_key
 from diptych.worker.memory import StepPart
+from diptych.worker.sequence import Sequence
 
 
 @dataclass(slots=True, eq=False)
@@ -18,6 +25,22 @@ class GrantedPrompt:
     started_s: float = 0.0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as computed; empty unless asked for."""
+    scratch: Sequence | None = None
+    """What reads it into blocks of this worker; None: it is read into those that were granted."""
+
+    @property
+    def block_table(self) -> Several[BlockId]:
+        """The blocks that it is read into, in which it has been read as far as `num_computed_tokens`."""
+        return self.grant.block_table if self.scratch is None else self.scratch.block_table
+
+    @property
+    def epoch(self) -> int:
+        """Under which those blocks are written."""
+        return self.grant.epoch if self.scratch is None else self.scratch.epoch
+
+    @property
+    def _shared_epochs(self) -> Several[int]:
+        return self.grant.shared_epochs if self.scratch is None else self.scratch.shared_epochs
 
     @property
     def num_remaining_tokens(self) -> int:
@@ -41,11 +64,11 @@ class GrantedPrompt:
             num_logits = num_tokens
         else:
             num_logits = int(num_tokens == self.num_remaining_tokens and len(grant.choices) > 0)
-        row = Row(grant.prompt_token_ids[begin : begin + num_tokens], begin, grant.block_table, num_logits)
-        return StepPart(row, grant.request_id, grant.epoch, grant.shared_epochs)
+        row = Row(grant.prompt_token_ids[begin : begin + num_tokens], begin, self.block_table, num_logits)
+        return StepPart(row, grant.request_id, self.epoch, self._shared_epochs)
 
     def commits(self, num_tokens: int, block_size: int) -> list[BlockCommit]:
-        """Return what the blocks hold when a step has computed the next `num_tokens`.
+        """Return what the granted blocks hold when a step has computed the next `num_tokens` in them.
 
         Nothing where the answer has begun before: its choice, which the records need, is its owner's to know.
         """

@@ -10,6 +10,9 @@ answer with HTTP 200.)
     open  --abandon (abort, deadline): Revoke-->  abandoned
     abandoned  --Filled, GrantEnded, PeerGone-->  settled: its blocks are freed
 
+A writer on another machine writes nothing here: it has blocks filled by this worker's receiver, for as long as that is
+let (far_writers.py). So its grant can be settled at any time, whatever has become of it.
+
 A grant of which nothing is heard for a while may be lost, or its answer: its writer is asked (`Remind`). One that has
 it says so (`GrantHeld`), even in the midst of a step, and is left in peace: a long queue is no fault. One that does not
 know it says `GrantEnded`. One that says nothing is reported, to be killed.
@@ -74,15 +77,15 @@ class Handoffs:
         if handoff is not None:
             handoff.heard_s, handoff.asked_s = now_s, None
 
-    def take_unheard(self, now_s: float, timeout_s: float) -> tuple[list[Handoff], set[PeerAddress]]:
-        """Return the grants to ask for, and the writers that should have answered; each again after `timeout_s`."""
+    def take_unheard(self, now_s: float, timeout_s: float) -> tuple[list[Handoff], list[Handoff]]:
+        """Return the grants to ask for, and those whose writers should have answered; each again after `timeout_s`."""
         to_ask: list[Handoff] = []
-        mute: set[PeerAddress] = set()
+        mute: list[Handoff] = []
         for handoff in self._by_epoch.values():
             if now_s - (handoff.heard_s if handoff.asked_s is None else handoff.asked_s) < timeout_s:
                 continue
             if handoff.asked_s is not None:
-                mute.add(handoff.writer)
+                mute.append(handoff)
             handoff.asked_s = now_s
             to_ask.append(handoff)
         return to_ask, mute

@@ -29,6 +29,7 @@ from diptych.core.messages import (
     Message,
     PeerAddress,
     PeerGone,
+    Pushed,
     Remains,
     Remind,
     Revoke,
@@ -61,8 +62,8 @@ class KnowsWorkers(Protocol):
         """Tell whether the server has such a worker."""
         ...
 
-    def has_inbox(self, worker_id: WorkerId, incarnation: int) -> bool:
-        """Tell whether there is, or was, such a life of a worker."""
+    def may_have_been(self, worker_id: WorkerId, incarnation: int) -> bool:
+        """Tell whether there is, or was, such a life of a worker, or may have been on another machine."""
         ...
 
     def try_find(self, address: PeerAddress) -> Role | None:
@@ -88,6 +89,7 @@ class Inspector:
         self._order = order
         self._vocab_size = engine.vocab_size
         self._memory = memory
+        self._block_size = memory.layout.block_size
         self._outbox = outbox
         self._clock = clock
         self._dropped = dropped
@@ -178,8 +180,8 @@ class Inspector:
                 return self._find_granter_fault(message.decode) or self._find_grant_fault(message)
             case Revoke() | Remind():
                 return self._find_granter_fault(message.decode)
-            case Filled():
-                return self._find_filled_fault(message)
+            case Filled() | Pushed():
+                return self._find_writers_fault(message)
             case PeerGone():
                 return self._find_gone_fault(message)
             case CacheSnapshotWanted() if self._decode is None:
@@ -224,7 +226,7 @@ class Inspector:
     def _is_other_owner(self, address: PeerAddress) -> bool:
         role = self._neighbours.try_find(address)
         owns_blocks = role is not None and (role is not Role.PREFILL or self._order.is_adaptive)
-        return owns_blocks and address.worker_id != self._order.worker_id
+        return owns_blocks and address.node == self._order.node and address.worker_id != self._order.worker_id
 
     def _find_prompt_fault(self, token_ids: list[int], arrived_s: float) -> str | None:
         if arrived_s > self._clock.now_s() + CLOCK_SLACK_S:
@@ -264,7 +266,7 @@ class Inspector:
         return (
             self._find_prompt_fault(grant.prompt_token_ids, grant.arrived_s)
             or self._find_sampling_fault(grant.sampling)
-            or self._find_table_fault(grant)
+            or (self._find_far_fault(grant) if grant.decode.node != self._order.node else self._find_table_fault(grant))
         )
 
     def _find_table_fault(self, grant: Grant) -> str | None:
@@ -280,7 +282,19 @@ class Inspector:
             return f"blocks are granted that {grant.decode.worker_id} does not own"
         return None
 
-    def _find_filled_fault(self, message: Filled) -> str | None:
+    def _find_far_fault(self, grant: Grant) -> str | None:
+        """Check what blocks of another machine are named. Whether they may be filled, their owner's receiver knows."""
+        if self._prefill is None or self._prefill.remote is None or grant.transfer is None:
+            return "this worker sends no KV to other machines"
+        _, colon, port = grant.transfer.rpartition(":")
+        if not colon or not port.isdecimal():
+            return f"{grant.transfer!r} is no receiver's address"
+        table, size = grant.block_table, self._block_size
+        if len(table) * size < len(grant.prompt_token_ids) or len(set(table)) != len(table):
+            return f"a table of {len(table)} blocks, or with one twice, for {len(grant.prompt_token_ids)} tokens"
+        return None
+
+    def _find_writers_fault(self, message: Filled | Pushed) -> str | None:
         if self._decode is None:
             return "this worker grants no blocks"
         handoff = self._decode.roster.granted(message.epoch)
@@ -288,7 +302,17 @@ class Inspector:
             return None  # an answer to an older grant, which is nobody's any more
         if handoff.sequence.request_id != message.request_id:
             return f"epoch {message.epoch} is that of another request than {message.request_id}"
-        return self._find_first_tokens_fault(message, handoff)
+        if isinstance(message, Filled):
+            return self._find_first_tokens_fault(message, handoff)
+        return self._find_pushed_fault(message, handoff, is_far=self._decode.roster.far.is_far(handoff.writer))
+
+    def _find_pushed_fault(self, message: Pushed, handoff: Handoff, *, is_far: bool) -> str | None:
+        if not is_far:
+            return f"{handoff.writer.worker_id} is of this machine, and pushes nothing"
+        num_prompt_tokens, num_in_last = handoff.sequence.num_prompt_tokens, message.num_tokens % self._block_size
+        if message.num_tokens > num_prompt_tokens or (num_in_last and message.num_tokens < num_prompt_tokens):
+            return f"{message.num_tokens} tokens of a prompt of {num_prompt_tokens} do not fill blocks"
+        return None
 
     def _find_first_tokens_fault(self, message: Filled, handoff: Handoff) -> str | None:
         sequence = handoff.sequence
@@ -309,6 +333,6 @@ class Inspector:
 
     def _find_gone_fault(self, gone: PeerGone) -> str | None:
         is_me = gone.worker_id == self._order.worker_id
-        if is_me or not self._neighbours.has_inbox(gone.worker_id, gone.incarnation):
+        if is_me or not self._neighbours.may_have_been(gone.worker_id, gone.incarnation):
             return f"there was no life {gone.incarnation} of another worker {gone.worker_id}"
         return None

@@ -55,6 +55,7 @@ class WorkerMemory:
         self._blocks = blocks
         self._bytes = np.frombuffer(blocks, np.uint8)
         """The same: NumPy copies without the GIL, which a step needs to end."""
+        self.has_checksums = has_checksums
         self._checksums = BlockChecksums(header, blocks, layout) if has_checksums else None
         self._extents_of: dict[WorkerId, set[int]] = {}
 
@@ -180,6 +181,11 @@ class WorkerMemory:
                 part = self._bytes[source_begin + first : source_begin + last]
                 self._bytes[target_begin + first : target_begin + last] = part
             offset -= run_bytes
+
+    @property
+    def blocks(self) -> memoryview:
+        """The part of the segment behind the header."""
+        return self._blocks
 
     def parts(self, block_id: BlockId) -> list[memoryview]:
         """Return the runs of bytes that make up a block, writable: for a tier, which reads or fills them."""

@@ -3,6 +3,9 @@
 It owns no block and keeps no KV. A grant names the blocks; the worker computes the uncached part of the prompt into
 them, chunk by chunk, samples the first token, tells the router (that is TTFT) and the decode worker. After each chunk
 the header says how far it is, so its death, or the owner's, loses nothing but time, and not much of it.
+
+Blocks of another machine are not to be written here. Prompts for those are read into blocks of this worker's own, and
+pushed (remote_prompts.py): here they wait in the same queue, and are parts of the same steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,6 +40,7 @@ from diptych.worker.granted_prompt import GrantedPrompt
 from diptych.worker.load import Load
 from diptych.worker.memory import StepPart, WorkerMemory
 from diptych.worker.pace import Pace, Unread
+from diptych.worker.remote_prompts import RemotePrompts
 from diptych.worker.sampling.chooser import TokenChooser, choose_tokens
 from diptych.worker.sampling.guide import FirstTokenGuide
 from diptych.worker.sampling.logprobs import chunk_logprobs
@@ -62,6 +66,9 @@ class PrefillRole:
         self._outbox = outbox
         self._clock = clock
         self._pace = pace
+        self.remote: RemotePrompts | None = None
+        """Prompts of other machines; None: this worker has to do with none. They are in the queue once they can be
+        read."""
         self._queue: list[GrantedPrompt] = []
         self._batch: list[tuple[GrantedPrompt, int]] = []  # of the running step: who, and how many tokens
         self._begun: list[Begun] = []  # in the running step
@@ -70,39 +77,57 @@ class PrefillRole:
 
     def load(self) -> Load:
         """Return what is running and queued."""
-        num_tokens = sum(prompt.num_remaining_tokens for prompt in self._queue)
-        num_pairs = sum(count_pairs(one.num_remaining_tokens, one.num_computed_tokens) for one in self._queue)
-        return Load(len(self._batch), len(self._queue) - len(self._batch), num_tokens, num_pairs)
+        unread = self._queue + ([] if self.remote is None else self.remote.unread)
+        num_tokens = sum(prompt.num_remaining_tokens for prompt in unread)
+        num_pairs = sum(count_pairs(one.num_remaining_tokens, one.num_computed_tokens) for one in unread)
+        return Load(len(self._batch), len(unread) - len(self._batch), num_tokens, num_pairs)
 
     def has_grant(self, epoch: int, decode: PeerAddress) -> bool:
         """Tell whether this grant is here and has not been answered."""
+        if self.remote is not None and self.remote.has(epoch, decode):
+            return True
         return any(prompt.grant.epoch == epoch and prompt.grant.decode == decode for prompt in self._queue)
+
+    def on_turn(self) -> None:
+        """Answer the grants whose blocks have all arrived where they belong. Also called while a step runs."""
+        if self.remote is not None:
+            self.remote.on_turn()
 
     def on_message(self, message: ToWorker) -> None:
         """Take up a grant, or give one back. Messages for decode workers mean nothing here and are passed over."""
-        if isinstance(message, PeerGone):
+        if isinstance(message, PeerGone) and message.is_reaped:
             newest = self._gone.get(message.worker_id, message.incarnation)
             self._gone[message.worker_id] = max(message.incarnation, newest)
         match message:
-            case Grant(decode=decode):
-                # One that was overtaken by the news of its sender's death: its blocks are somebody else's by now.
-                if not self._is_gone(decode):
-                    self._queue.append(GrantedPrompt(message, message.num_cached_tokens))
+            case Grant():
+                self._on_grant(message)
             case Remind(request_id=request_id, epoch=epoch, decode=decode):
                 if self.has_grant(epoch, decode):
-                    self._tell(decode, GrantHeld(request_id=request_id, epoch=epoch))
+                    self.tell(decode, GrantHeld(request_id=request_id, epoch=epoch))
                 else:
-                    self._tell(decode, GrantEnded(request_id=request_id, epoch=epoch, reason="it is unknown there"))
+                    self.tell(decode, GrantEnded(request_id=request_id, epoch=epoch, reason="it is unknown there"))
             case Revoke() | PeerGone() if self._batch:
                 self._in_step.append(message)
             case Revoke(request_id=request_id, epoch=epoch, decode=decode):
                 self._drop_where(lambda grant: grant.epoch == epoch and grant.decode == decode)
                 # Answered even if the grant is unknown: that nothing is written for this epoch is what is asked.
-                self._tell(decode, GrantEnded(request_id=request_id, epoch=epoch, reason="revoked"))
+                if not self.has_grant(epoch, decode):
+                    self.tell(decode, GrantEnded(request_id=request_id, epoch=epoch, reason="revoked"))
             case PeerGone(worker_id=worker_id, incarnation=incarnation):
                 self._drop_where(lambda g: g.decode.worker_id == worker_id and g.decode.incarnation <= incarnation)
+                if self.remote is not None:
+                    self.remote.on_gone(worker_id, incarnation)
             case _:
                 pass
+
+    def _on_grant(self, grant: Grant) -> None:
+        # One may be overtaken by the news of its sender's death: its blocks are somebody else's by now.
+        if self._is_gone(grant.decode):
+            return
+        if self.remote is not None and self.remote.is_remote(grant):
+            self.remote.add(grant, self._chooser(grant, grant.choices[0] if grant.choices else 0))
+        else:
+            self._queue.append(GrantedPrompt(grant, grant.num_cached_tokens))
 
     def plan_step(self) -> list[StepPart]:
         """Choose the next chunk, or several short prompts at once; called when no step is running."""
@@ -111,7 +136,13 @@ class PrefillRole:
     def find_work(self) -> list[Unread]:
         """Return the prompts to read, in order."""
         now_s = self._clock.now_s()
-        for prompt in [prompt for prompt in self._queue if prompt.grant.deadline_s < now_s]:
+        prompts = [prompt for prompt in self._queue if prompt.scratch is None]
+        if self.remote is not None:
+            for prompt, reason in self.remote.take_faults():
+                self._give_back(prompt, reason)
+            self._queue += self.remote.take_ready()
+            prompts += self.remote.prompts()
+        for prompt in [prompt for prompt in prompts if prompt.grant.deadline_s < now_s]:
             self._give_back(prompt, "the request's deadline passed in the prefill queue")
         since_s = accumulate((one.grant.arrived_s for one in self._queue), max)
         return [
@@ -147,7 +178,7 @@ class PrefillRole:
             self._give_back_void([prompt for prompt, _ in batch])
         elif isinstance(outcome, EngineError):
             for prompt, _ in batch:
-                if outcome.concerns(prompt.grant.request_id, prompt.grant.epoch):
+                if outcome.concerns(prompt.grant.request_id, prompt.epoch):
                     self._give_back(prompt, str(outcome))
         else:
             self._hand_over(self._sample(batch, outcome))
@@ -173,7 +204,9 @@ class PrefillRole:
             prompt.num_computed_tokens += num_tokens
             if prompt.num_remaining_tokens == 0:
                 filled.append((prompt, row - 1))
-        wanted = [(row, chooser) for prompt, row in filled for chooser in self._choosers(prompt.grant)]
+        wanted = [
+            (row, self._chooser(prompt.grant, choice)) for prompt, row in filled for choice in prompt.grant.choices
+        ]
         tokens = iter(choose_tokens(logits, wanted))
         read: list[_Read] = []
         for prompt, _ in filled:
@@ -187,25 +220,24 @@ class PrefillRole:
 
     def _try_commit(self, prompt: GrantedPrompt, num_tokens: int) -> EngineError | None:
         """Write down what a step has computed; return why that cannot be: the blocks were taken away meanwhile."""
+        if prompt.scratch is not None and self.remote is not None:
+            self.remote.on_computed(prompt, num_tokens)
+            return None
         try:
             self._memory.header.commit(prompt.commits(num_tokens, self._memory.layout.block_size))
         except EngineError as error:
             return error
         return None
 
-    def _choosers(self, grant: Grant) -> list[TokenChooser]:
-        guide = None if grant.first_token_mask is None else FirstTokenGuide(grant.first_token_mask)
-        return [
-            TokenChooser(
-                grant.sampling,
-                choice=choice,
-                prompt_token_ids=grant.prompt_token_ids,
-                eos_token_ids=self._engine.eos_token_ids,
-                vocab_size=self._engine.vocab_size,
-                guide=guide,
-            )
-            for choice in grant.choices
-        ]
+    def _chooser(self, grant: Grant, choice: int) -> TokenChooser:
+        return TokenChooser(
+            grant.sampling,
+            choice=choice,
+            prompt_token_ids=grant.prompt_token_ids,
+            eos_token_ids=self._engine.eos_token_ids,
+            vocab_size=self._engine.vocab_size,
+            guide=None if grant.first_token_mask is None else FirstTokenGuide(grant.first_token_mask),
+        )
 
     def _hand_over(self, read: Sequence[_Read]) -> None:
         """Tell the first tokens to the router, then to the decode workers that go on from there."""
@@ -223,7 +255,11 @@ class PrefillRole:
             self._send(order.router_endpoint, message)
         for one in read:
             self._queue.remove(one.prompt)
-            self._tell(one.prompt.grant.decode, self._filled(one, first_token_s))
+            filled = self._filled(one, first_token_s)
+            if one.prompt.scratch is not None and self.remote is not None:
+                self.remote.finish(one.prompt, filled)
+            else:
+                self.tell(one.prompt.grant.decode, filled)
 
     def _filled(self, read: _Read, first_token_s: float) -> Filled:
         grant = read.prompt.grant
@@ -254,17 +290,23 @@ class PrefillRole:
         return None
 
     def _give_back(self, prompt: GrantedPrompt, reason: str) -> None:
-        self._queue.remove(prompt)
+        if prompt in self._queue:  # else it waits for room, or for its blocks to arrive
+            self._queue.remove(prompt)
+        if prompt.scratch is not None and self.remote is not None:
+            self.remote.end(prompt, reason)
+            return
         grant = prompt.grant
-        self._tell(grant.decode, GrantEnded(request_id=grant.request_id, epoch=grant.epoch, reason=reason))
+        self.tell(grant.decode, GrantEnded(request_id=grant.request_id, epoch=grant.epoch, reason=reason))
 
     def _drop_where(self, is_dropped: Callable[[Grant], bool]) -> None:
         self._queue = [prompt for prompt in self._queue if not is_dropped(prompt.grant)]
+        if self.remote is not None:
+            self.remote.end_where(is_dropped, "revoked")
 
     def _is_gone(self, peer: PeerAddress) -> bool:
         return peer.incarnation <= self._gone.get(peer.worker_id, -1)
 
-    def _tell(self, decode: PeerAddress, message: Message) -> None:
+    def tell(self, decode: PeerAddress, message: Message) -> None:
         """Answer for a grant, if anyone is there to hear it."""
         if not self._is_gone(decode):
             self._send(decode.endpoint, message)

@@ -20,9 +20,11 @@ from diptych.core.ids import RequestId, WorkerId
 from diptych.core.messages import Grant, Message, PeerAddress, Remind, Revoke
 from diptych.models.grammar_guide import GrammarGuide
 from diptych.policy.batching import choose_victim
+from diptych.transfer.receiver import Receiver
 from diptych.wire.mailbox import Outbox
 from diptych.worker.cache_use import CacheUse
 from diptych.worker.copies import Copies
+from diptych.worker.far_writers import FarWriters
 from diptych.worker.handoff import Handoff, Handoffs
 from diptych.worker.load import Load
 from diptych.worker.pace import Pace
@@ -48,8 +50,9 @@ class Roster:
         clock: Clock,
         pace: Pace,
         promotions: Promotions | None = None,
+        receiver: Receiver | None = None,
     ) -> None:
-        """`promotions`: from the tier below, if there is one."""
+        """`promotions`: from the tier below, if there is one. `receiver`: of what other machines' workers read."""
         self._order = order
         self._blocks = blocks
         self._copies = copies
@@ -60,6 +63,7 @@ class Roster:
         self._address = order.address
         self.cache_use = CacheUse()
         self._handoffs = Handoffs()
+        self.far = FarWriters(order.node, blocks.cache, receiver)
         self._by_id: dict[RequestId, list[Sequence]] = {}
         self._compiling: dict[Sequence, Future[GrammarGuide]] = {}
         self._gone: dict[WorkerId, int] = {}
@@ -168,7 +172,7 @@ class Roster:
                 self.waiting.remove(sequence)
                 return
             case SequenceState.GRANTED:
-                self._revoke(self._handoffs.abandon(sequence))
+                self._abandon(sequence)
             case SequenceState.LOADING:
                 assert self._promotions is not None
                 self._promotions.abandon(sequence)
@@ -186,6 +190,7 @@ class Roster:
     def admit(self) -> None:
         """Give blocks to waiting sequences, as far as there are any; go on with those that have been loaded."""
         self._take_promoted()
+        self.far.free_quiet()
         while self.waiting:
             sequence = self.waiting[0]
             num_taken = sum(placed.num_places for placed in self.placed)
@@ -301,6 +306,9 @@ class Roster:
             return False
         if self._gone.get(writer.worker_id, -1) >= writer.incarnation:
             return False
+        is_far = self.far.is_far(writer)
+        if is_far and self.far.endpoint is None:
+            return False
         guide, choices = sequence.chooser.guide, sequence.choices_to_begin
         grant = Grant(
             request_id=sequence.request_id,
@@ -318,20 +326,28 @@ class Roster:
             first_token_mask=None if guide is None or not choices else guide.mask().tobytes(),
             arrived_s=sequence.request.arrived_s,
             deadline_s=sequence.request.deadline_s,
+            transfer=self.far.endpoint if is_far else None,
         )
         sent_s = self._clock.now_s()  # before: the prefill worker may have begun when `send` returns
+        if is_far:
+            self.far.open(sequence, writer, self._blocks.block_size)
         try:
             self._outbox.send(writer.endpoint, grant)
         except PeerUnreachableError:
+            self.far.close(sequence.epoch, writer)
             return False
         self._handoffs.open(sequence, writer, sent_s)
         sequence.state = SequenceState.GRANTED
         sequence.note_first(Lifecycle.GRANTED, sent_s)
         return True
 
-    def _revoke(self, handoff: Handoff) -> None:
+    def _abandon(self, sequence: Sequence) -> None:
+        """Let go of a sequence whose blocks its writer has; they are free as soon as that is safe."""
+        handoff = self._handoffs.abandon(sequence)
         revoke = Revoke(request_id=handoff.sequence.request_id, epoch=handoff.epoch, decode=self._address)
         self._tell_writer(handoff.writer, revoke)
+        if self.far.is_far(handoff.writer):
+            self.settle(handoff.epoch)
 
     def _tell_writer(self, writer: PeerAddress, message: Message) -> None:
         try:
@@ -339,10 +355,10 @@ class Roster:
         except PeerUnreachableError:
             log.warning("%s does not read its messages; blocks wait until it is gone", writer.worker_id)
 
-    def ask_after_grants(self) -> set[PeerAddress]:
-        """Ask for grants of which nothing has been heard for long; return the writers that do not even answer.
+    def ask_after_grants(self) -> list[Handoff]:
+        """Ask for grants of which nothing has been heard for long; return those whose writers do not even answer.
 
-        Only their deaths make their blocks safe.
+        Of a writer on this machine only its death makes the blocks safe.
         """
         to_ask, mute = self._handoffs.take_unheard(self._clock.now_s(), self._order.grant_timeout_s)
         for handoff in to_ask:
@@ -366,16 +382,34 @@ class Roster:
         handoff = self._handoffs.settle(epoch)
         return handoff if handoff is not None and self._take_back(handoff) else None
 
-    def settle_all_of(self, worker_id: WorkerId, incarnation: int) -> list[Handoff]:
-        """Take back all that was granted to a worker that is dead, and grant nothing to that life of it any more."""
-        self._gone[worker_id] = max(incarnation, self._gone.get(worker_id, incarnation))
+    def settle_all_of(self, worker_id: WorkerId, incarnation: int, *, is_dead: bool) -> list[Handoff]:
+        """Take back all that was granted to a worker that is dead, and grant nothing to that life of it any more.
+
+        One that is out of reach may come back, and may then be granted something anew.
+        """
+        if is_dead:
+            self._gone[worker_id] = max(incarnation, self._gone.get(worker_id, incarnation))
         settled = self._handoffs.settle_all_of(worker_id, incarnation)
         return [handoff for handoff in settled if self._take_back(handoff)]
 
     def _take_back(self, handoff: Handoff) -> bool:
         """Tell whether a sequence goes on in these blocks, which are this worker's to write now; else free them."""
+        is_safe, sequence = self.far.close(handoff.epoch, handoff.writer), handoff.sequence
         if handoff.abandoned_blocks is not None:
-            self._blocks.cache.release(handoff.abandoned_blocks)
+            if is_safe:
+                self._blocks.cache.release(handoff.abandoned_blocks)
+            else:
+                self.far.keep(handoff.epoch, handoff.abandoned_blocks)
             return False
-        handoff.sequence.state = SequenceState.PREFILLING
+        if not is_safe:
+            self._begin_elsewhere(sequence)
+            return False
+        sequence.state = SequenceState.PREFILLING
         return True
+
+    def _begin_elsewhere(self, sequence: Sequence) -> None:
+        """Let a sequence begin again, in other blocks: something is still moving into its own."""
+        self.far.keep(sequence.epoch, sequence.block_table)
+        sequence.block_table, sequence.num_computed_tokens, sequence.prefill = [], 0, None
+        self.placed.remove(sequence)
+        self._wait(sequence)

@@ -29,6 +29,7 @@ class SequenceBlocks:
     ) -> None:
         self.cache = cache
         self.block_size = hasher.block_size
+        self.block_bytes = memory.layout.block_bytes
         self._memory = memory
         self._header = memory.header
         self._hasher = hasher
@@ -109,6 +110,25 @@ class SequenceBlocks:
         num_full, num_in_last = divmod(sequence.num_computed_tokens, self.block_size)
         if num_in_last:  # behind the tokens that count it may have begun to write
             self._memory.vouch_for(sequence.block_table[num_full : num_full + 1], sequence.epoch)
+
+    def on_fetched(self, sequence: Sequence, num_tokens: int) -> None:
+        """Record that the next tokens of a sequence, whole blocks of them, have come from another machine."""
+        first = sequence.num_computed_tokens // self.block_size
+        fetched = sequence.block_table[first : first + num_tokens // self.block_size]
+        self._memory.vouch_for(fetched, sequence.epoch)
+        self.on_computed([(sequence, num_tokens)])
+
+    def on_arrived(self, sequence: Sequence, num_tokens: int) -> None:
+        """Write down that a prompt is in its blocks up to there: a worker of another machine reads it and pushes them.
+
+        As a prefill worker of this machine would have. It counts when the writer has said so, and is done.
+        """
+        size, begin = self.block_size, self._end_of_records(sequence)
+        if num_tokens > begin:
+            indices = range(begin // size, -(-num_tokens // size))
+            self._memory.vouch_for([sequence.block_table[index] for index in indices], sequence.epoch)
+            filled = [(index, min(num_tokens - index * size, size)) for index in indices]
+            self._header.commit([self._commit_of(sequence, index, num_filled) for index, num_filled in filled])
 
     def _end_of_records(self, sequence: Sequence) -> int:
         """Return up to which token its own blocks hold it, by the header's records of its present reservation."""

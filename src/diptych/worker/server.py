@@ -38,7 +38,7 @@ from diptych.engine.loading import load_engine
 from diptych.kv.hashing import BlockHasher
 from diptych.kv.header import SegmentHeader, header_bytes
 from diptych.kv.orphans import Orphans
-from diptych.kv.prefix_cache import PrefixCache
+from diptych.kv.prefix_cache import HeldBlock, PrefixCache
 from diptych.models.vocabulary import load_vocabulary
 from diptych.policy.copying import slice_bytes
 from diptych.policy.eviction import make_order
@@ -48,6 +48,7 @@ from diptych.wire.control import ControlChannel
 from diptych.wire.mailbox import Inbox, Outbox
 from diptych.wire.neighbours import Neighbours
 from diptych.wire.wake import Wake
+from diptych.worker.away import open_exchange
 from diptych.worker.both_roles import BothRoles
 from diptych.worker.cache_log import CacheLog
 from diptych.worker.cache_use import HitLog
@@ -59,6 +60,7 @@ from diptych.worker.load import Speed, work_of
 from diptych.worker.memory import WorkerMemory
 from diptych.worker.pace import Pace
 from diptych.worker.prefill import PrefillRole
+from diptych.worker.remote_prompts import RemotePrompts
 from diptych.worker.sampling.guide import GrammarCompiler
 from diptych.worker.sequence_blocks import SequenceBlocks, first_epoch, spare_blocks
 from diptych.worker.stack_sampler import StackSampler
@@ -113,32 +115,21 @@ class Worker:
         self._speed = Speed(engine.warm_up(warm_up, scratch), lease.costs, warm_up.prefill_tokens)
         pace = Pace(order, lease.costs, self._speed, clock)
         eviction = make_order(order.eviction, len(block_ids))
-        self._cache = PrefixCache(block_ids, held, eviction) if order.writes_answers else PrefixCache([])
-        self._cache_log = CacheLog(order.worker_id, order.incarnation, self._cache)
+        self._cache = PrefixCache(block_ids, held, eviction) if order.caches else PrefixCache([])
+        # What it reads for other machines nobody looks for here: only owners of answers tell what they have.
+        told = self._cache if order.writes_answers else PrefixCache([])
+        self._cache_log = CacheLog(order.worker_id, order.incarnation, told)
         self._is_snapshot_wanted = self._is_stopping = False
         self._tiering: Tiering | None = None
         self._hit_log = HitLog(order.worker_id, clock.now_s())
-        prefill = PrefillRole(order, engine, memory, self._outbox, clock, pace)
+        self._prefill = prefill = PrefillRole(order, engine, memory, self._outbox, clock, pace)
+        blocks = self._make_blocks()
+        self._exchange = open_exchange(order, engine, memory, self._wake.raise_flag)
+        if self._exchange is not None and order.role is Role.PREFILL:
+            prefill.remote = RemotePrompts(order, blocks, self._exchange, lease.costs, self._speed, prefill.tell)
         self._decode: DecodeRole | None = None
         if order.writes_answers:
-            hasher = BlockHasher(order.model.key, engine.layout.fingerprint, block_size=engine.layout.block_size)
-            blocks = SequenceBlocks(self._cache, memory, hasher, incarnation=order.incarnation, is_exact=order.is_exact)
-            tier = open_disk_tier(order, engine, clock, self._wake.raise_flag)
-            if tier is not None:
-                self._tiering = Tiering(tier, blocks, memory, lease.costs, self._speed, order.chunk_tokens, clock)
-                self._tiering.demotions.add(one.block_hash for one in reversed(held))
-            self._decode = DecodeRole(
-                order,
-                engine,
-                memory,
-                blocks,
-                self._outbox,
-                clock,
-                pace,
-                self._grammars,
-                max_model_len=lease.max_model_len,
-                promotions=None if self._tiering is None else self._tiering.promotions,
-            )
+            self._decode = self._make_decode_role(lease, blocks, pace, held)
             self._decode.copies.measure(scratch)
         self._role: PrefillRole | DecodeRole | BothRoles
         if self._decode is None:
@@ -163,6 +154,32 @@ class Worker:
         """Whether there is more to do at once, though nobody writes and no step ends."""
         self._next_heartbeat_s = 0.0
 
+    def _make_blocks(self) -> SequenceBlocks:
+        order, layout = self._order, self._engine.layout
+        hasher = BlockHasher(order.model.key, layout.fingerprint, block_size=layout.block_size)
+        return SequenceBlocks(self._cache, self._memory, hasher, incarnation=order.incarnation, is_exact=order.is_exact)
+
+    def _make_decode_role(self, lease: Lease, blocks: SequenceBlocks, pace: Pace, held: list[HeldBlock]) -> DecodeRole:
+        """Make what writes answers, and the tier below its blocks. `held`: what the cache begins with."""
+        order, engine, memory, clock = self._order, self._engine, self._memory, self._clock
+        tier = open_disk_tier(order, engine, clock, self._wake.raise_flag)
+        if tier is not None:
+            self._tiering = Tiering(tier, blocks, memory, lease.costs, self._speed, order.chunk_tokens, clock)
+            self._tiering.demotions.add(one.block_hash for one in reversed(held))
+        return DecodeRole(
+            order,
+            engine,
+            memory,
+            blocks,
+            self._outbox,
+            clock,
+            pace,
+            self._grammars,
+            max_model_len=lease.max_model_len,
+            promotions=None if self._tiering is None else self._tiering.promotions,
+            receiver=None if self._exchange is None else self._exchange.receiver,
+        )
+
     def stop(self, *_: int | FrameType | None) -> None:
         """End `run` after the running step (a signal handler)."""
         self._is_stopping = True
@@ -176,6 +193,8 @@ class Worker:
             if self._tiering is not None:
                 self._tiering.close(lambda: self._lifeline.on_turn(is_in_step=self._steps.is_running))
         self._stacks.close()
+        if self._exchange is not None:
+            self._exchange.close()
         self._grammars.close()
         self._inbox.close()
         self._context.term()
@@ -201,9 +220,10 @@ class Worker:
             else:
                 self._speed.on_step(*self._step_work, duration_s)
             self._role.on_step_done(outcome)
+        self._prefill.on_turn()
         if self._decode is not None:
             self._decode.admit()
-            for writer in self._decode.roster.ask_after_grants():
+            for writer in self._decode.ask_after_grants():
                 self._lifeline.on_unheard(writer)
         self._lifeline.on_turn(is_in_step=self._steps.is_running)
         if not self._steps.is_running:
@@ -238,6 +258,7 @@ class Worker:
 
     def _report(self) -> None:
         if self._decode is None:
+            self._cache.take_changes()
             return
         order = self._order
         message = self._decode.report.take(order.worker_id, order.incarnation, self._cache_log.take_change())
@@ -275,9 +296,9 @@ class Worker:
             pid=os.getpid(),
             cores=order.cores,
             engine=self._engine.name,
-            num_blocks=cache.num_blocks,
-            num_free_blocks=cache.num_free_blocks,
-            num_cached_blocks=cache.num_cached_blocks,
+            num_blocks=cache.num_blocks if order.writes_answers else 0,
+            num_free_blocks=cache.num_free_blocks if order.writes_answers else 0,
+            num_cached_blocks=cache.num_cached_blocks if order.writes_answers else 0,
             num_running=load.num_running,
             num_waiting=load.num_waiting,
             queued_prefill_tokens=load.queued_prefill_tokens,

@@ -28,7 +28,7 @@ from diptych.core.messages.answers import (
     Tokens,
 )
 from diptych.core.messages.caching import CacheChange, CacheSnapshot, CacheSnapshotWanted
-from diptych.core.messages.handover import Filled, Grant, GrantEnded, GrantHeld, Remind, Revoke
+from diptych.core.messages.handover import Filled, Grant, GrantEnded, GrantHeld, Pushed, Remind, Revoke
 from diptych.core.messages.lending import Borrow, Lent, Returned
 from diptych.core.messages.peers import PROTOCOL_VERSION, Letter, Message, PeerAddress, Role, WorkerState
 from diptych.core.messages.profiling import SampleStacks, StackSamples
@@ -65,6 +65,7 @@ __all__ = [
     "Message",
     "PeerAddress",
     "PeerGone",
+    "Pushed",
     "Remains",
     "Remind",
     "RequestRemains",
@@ -99,6 +100,7 @@ ToWorker = (
     | Filled
     | GrantEnded
     | GrantHeld
+    | Pushed
     | Borrow
     | Lent
     | Returned

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from diptych.core.bounds import HASH, NAME, Count, Epoch, Index, Moment, TokenId
+from diptych.core.bounds import ENDPOINT, HASH, NAME, Count, Epoch, Index, Moment, Ordinal, TokenId
 from diptych.core.ids import BlockHash, BlockId, RequestId
 from diptych.core.messages.peers import Message, PeerAddress
 from diptych.core.request import SampledToken, SamplingParams, TokenLogprobs
@@ -39,6 +39,9 @@ class Grant(Message, frozen=True, kw_only=True):
     arrived_s: Moment
     """When the request came: prompts are read in that order."""
     deadline_s: Moment
+    transfer: Annotated[str, ENDPOINT] | None = None
+    """`host:port` of the granter's receiver, if its machine is another: compute elsewhere, and push the blocks there
+    (transfer/base.py). None: it is the same, compute in the blocks."""
 
 
 class Revoke(Message, frozen=True, kw_only=True):
@@ -83,3 +86,12 @@ class GrantHeld(Message, frozen=True, kw_only=True):
 
     request_id: Annotated[RequestId, NAME]
     epoch: Epoch
+
+
+class Pushed(Message, frozen=True, kw_only=True):
+    """From another machine: so much of the prompt has landed in the granted blocks, and counts."""
+
+    request_id: Annotated[RequestId, NAME]
+    epoch: Epoch
+    num_tokens: Ordinal
+    """Of the prompt, from its first on."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
-from diptych.policy.nodes import can_hand_over
 from diptych.policy.pairing import WorkerLoad
 from diptych.policy.routing.candidates import (
     able_owners,
@@ -42,8 +41,9 @@ def _pick(
     if not owners:
         return None
     owner = one_of(owners)
-    near = [load for load in able_readers(loads) if can_hand_over(load.node, owner.node)]
-    readers = sorted(near, key=BY_ID)
+    able = able_readers(loads)
+    near = [load for load in able if load.node == owner.node]
+    readers = sorted(near or able, key=BY_ID)
     num_uncached = question.num_prompt_tokens - question.num_cached(owner.worker_id)
     is_alone = not readers or reads_itself(owner, num_uncached, rules)
     return route(owner, owner if is_alone else one_of(readers), question, rules)

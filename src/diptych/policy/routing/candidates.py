@@ -8,7 +8,6 @@ from heapq import nsmallest
 
 from diptych.core.ids import NodeId, WorkerId
 from diptych.core.messages import Role
-from diptych.policy.nodes import can_hand_over
 from diptych.policy.pairing import CHUNK_TOKENS, Reader, WorkerLoad, predict_pair
 from diptych.policy.routing.question import Question, Route, Rules
 
@@ -78,10 +77,14 @@ def soonest_reader(
     measure the queue in predicted seconds, so that workers of unequal speed are used in proportion.
     """
     num_uncached = question.num_prompt_tokens - num_cached
-    near = [one for one in readers if can_hand_over(one.load.node, owner.node)]
-    if not near or reads_itself(owner, num_uncached, rules):
+    if not readers or reads_itself(owner, num_uncached, rules):
         return Reader.of(owner, rules.slo, question.num_answer_tokens)
-    return min(near, key=lambda one: (one.ttft_s(num_uncached, num_cached), one.queue_s, one.load.worker_id))
+
+    def wait(reader: Reader) -> tuple[float, float, bool, WorkerId]:
+        load = reader.load
+        return reader.ttft_s(num_uncached, num_cached), reader.queue_s, load.node != owner.node, load.worker_id
+
+    return min(readers, key=wait)
 
 
 def shortlist(owners: Sequence[WorkerLoad], question: Question) -> Collection[WorkerLoad]:
