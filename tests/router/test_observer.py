@@ -22,7 +22,8 @@ class Notes:
         self.rejected: list[tuple[str, bool]] = []
         self.workers: list[str] = []
 
-    def on_token(self, gap_s: float | None) -> None:
+    def on_tokens(self, num_tokens: int, gap_s: float | None) -> None:
+        assert num_tokens == 1
         self.gaps_s.append(gap_s)
 
     def on_ended(self, record: RequestRecord) -> None:

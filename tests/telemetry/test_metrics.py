@@ -105,7 +105,7 @@ def test_ended_requests(metrics: Metrics, make_record: MakeRecord) -> None:
     metrics.on_ended(make_record(outcome="stop", num_preemptions=2, num_migrations=1))
     metrics.on_ended(make_record(outcome="aborted"))
     for gap_s in (None, 0.02, 0.2, 7.0):
-        metrics.on_token(gap_s)
+        metrics.on_tokens(1, gap_s)
     scrape = Scrape(metrics, cluster(heartbeat(), num_requests=5, num_unread=2))
 
     counts = {reason: scrape.value("request_success_total", finished_reason=reason) for reason in ("stop", "length")}

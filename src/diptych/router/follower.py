@@ -191,7 +191,9 @@ class Follower:
         elif flight.second_token_s is None and index:
             flight.second_token_s = now_s
         if self._observer is not None:
-            self._tell_tokens(self._observer, flight, choice, num_tokens, now_s)
+            last_s = flight.token_s.get(choice)
+            flight.token_s[choice] = now_s
+            self._observer.on_tokens(num_tokens, None if last_s is None else now_s - last_s)
         if flight.placement is not None:
             # The first token of an attempt, be it the answer's first or not, says that the prompt has been read.
             flight.placement.on_tokens(flight.request_id)
@@ -201,16 +203,6 @@ class Follower:
                 flight.placement.on_blocks_full(flight.request_id, num_full, self._block_size)
         if flight.answer.is_settled:
             self._on_progress(flight)
-
-    @staticmethod
-    def _tell_tokens(observer: Observer, flight: InFlight, choice: int, num_tokens: int, now_s: float) -> None:
-        """Tell of new tokens of a choice; of a run, as if they had come evenly."""
-        last_s = flight.token_s.get(choice)
-        flight.token_s[choice] = now_s
-        gap_s = None if last_s is None else (now_s - last_s) / num_tokens
-        for _ in range(num_tokens):
-            observer.on_token(gap_s)
-            gap_s = gap_s or 0.0
 
     def _on_finished(self, flight: InFlight, finished: Finished) -> None:
         flight.close_choice(finished)

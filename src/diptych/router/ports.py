@@ -71,8 +71,8 @@ class Staff(Protocol):
 class Observer(Protocol):
     """Hears what happens, to count it (telemetry/). Its methods return at once and raise nothing."""
 
-    def on_token(self, gap_s: float | None) -> None:
-        """Take a token of an answer, and the time since the one before; None: it is the first."""
+    def on_tokens(self, num_tokens: int, gap_s: float | None) -> None:
+        """Take tokens of an answer that came together, and the time since the ones before; None: they are its first."""
         ...
 
     def on_ended(self, record: RequestRecord) -> None:

@@ -45,7 +45,7 @@ class Metrics:
         self._slo_results = dict.fromkeys(SloResult, 0)
         self._make = Families(model_name)
         self._process = ProcessCollector(registry=CollectorRegistry())
-        self.on_token = self.requests.on_token
+        self.on_tokens = self.requests.on_tokens
 
     def on_ended(self, record: RequestRecord) -> None:
         """Count a request that was taken and has ended, in whatever way."""

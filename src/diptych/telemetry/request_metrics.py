@@ -29,7 +29,7 @@ class RequestMetrics:
     def __init__(self) -> None:
         self._num_by_outcome = dict.fromkeys(FINISHED_REASONS, 0)
         self._num_rejections = dict.fromkeys(Rejection, 0)
-        self._num_prompt_tokens = self._num_cached_tokens = self._num_first_tokens = 0
+        self._num_prompt_tokens = self._num_cached_tokens = self._num_output_tokens = 0
         self._num_preemptions = self._num_migrations = 0
         self._ttft_s = Tally.over(FIRST_TOKEN_BOUNDS_S)
         self._gap_s = Tally.over(TOKEN_BOUNDS_S)
@@ -56,21 +56,20 @@ class RequestMetrics:
     @property
     def tokens(self) -> tuple[int, int, int]:
         """Of the prompts of ended requests, of those cached, and of answers so far."""
-        return self._num_prompt_tokens, self._num_cached_tokens, self._num_first_tokens + self._gap_s.num_values
+        return self._num_prompt_tokens, self._num_cached_tokens, self._num_output_tokens
 
     @property
     def num_migrations(self) -> int:
         """How often requests had to change their workers."""
         return self._num_migrations
 
-    def on_token(self, gap_s: float | None) -> None:
-        """Take a token and the time since the one before it in its answer. Called for each: written for speed."""
-        if gap_s is None:
-            self._num_first_tokens += 1
-            return
-        tally = self._gap_s
-        tally.counts[bisect_left(TOKEN_BOUNDS_S, gap_s)] += 1
-        tally.total += gap_s
+    def on_tokens(self, num_tokens: int, gap_s: float | None) -> None:
+        """Take tokens of an answer and the time since those before. Called at every one: written for speed."""
+        self._num_output_tokens += num_tokens
+        if gap_s is not None:
+            tally = self._gap_s
+            tally.counts[bisect_left(TOKEN_BOUNDS_S, gap_s)] += 1
+            tally.total += gap_s
 
     def on_rejected(self, reason: Rejection) -> None:
         """Count a request that gets no answer, or no more of it."""

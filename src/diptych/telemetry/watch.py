@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diptych.telemetry.traces import Traces
 
 
-def _pass_over(_: float | None) -> None:
+def _pass_over(_num_tokens: int, _gap_s: float | None) -> None:
     """Count nothing."""
 
 
@@ -41,7 +41,7 @@ class Watch:
             self._on_ended.append(traces.on_ended)
         if slow_request_s is not None:
             self._on_ended.append(SlowRequests(slow_request_s, clock).on_ended)
-        self.on_token = _pass_over if metrics is None else metrics.on_token
+        self.on_tokens = _pass_over if metrics is None else metrics.on_tokens
 
     def on_ended(self, record: RequestRecord) -> None:
         """Take the record of a request that was taken and has ended."""
