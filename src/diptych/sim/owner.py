@@ -15,7 +15,6 @@ from diptych.core.messages import (
     Abort,
     Borrow,
     Filled,
-    Grant,
     GrantEnded,
     Lent,
     PeerAddress,
@@ -26,8 +25,8 @@ from diptych.core.messages import (
     ToWorker,
 )
 from diptych.policy.batching import choose_victim
-from diptych.policy.promotion import is_worth_loading
 from diptych.sim.answers import AnswerBatch
+from diptych.sim.filling import Filling
 from diptych.sim.memory import SimulatedMemory
 from diptych.sim.plan import WorkerPlan
 from diptych.sim.report import WorkerReport
@@ -77,10 +76,32 @@ class BlockOwner:
         """Answers that have filled their last block, perhaps."""
         self._leaving: list[SimulatedSequence] = []
         """Aborted, but somebody may be writing into their blocks."""
-        self._gone: set[PeerAddress] = set()
         self._last_epoch = address.incarnation * EPOCHS_PER_LIFE
         self._num_arrived = 0
-        self.is_dead = False
+        self._filling = Filling(
+            address=address,
+            plan=plan,
+            memory=memory,
+            steps=steps,
+            report=report,
+            around=around,
+            placed=self.placed,
+            on_read=self._on_read,
+            on_change=self._on_change,
+        )
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its life is over."""
+        return self._filling.is_dead
+
+    def die(self) -> None:
+        """Do nothing any more, whatever comes."""
+        self._filling.is_dead = True
+
+    def _on_change(self) -> None:
+        self.admit()
+        self._report.send()
 
     # Letters
 
@@ -95,9 +116,9 @@ class BlockOwner:
             case GrantEnded(epoch=epoch):
                 self._on_grant_ended(epoch)
             case Borrow():
-                self._on_borrow(message)
+                self._filling.on_borrow(message)
             case Lent():
-                self._on_lent(message)
+                self._filling.on_lent(message)
             case Returned():
                 self._memory.take_back(message.borrower, message.epoch)
             case Abort(request_id=request_id):
@@ -137,7 +158,7 @@ class BlockOwner:
             self._leaving.remove(sequence)
             self._forget(sequence)
         else:
-            self._read_here(sequence)
+            self._filling.read_here(sequence)
 
     def _on_abort(self, request_id: RequestId) -> None:
         for sequence in [*self.waiting, *self.placed.values()]:
@@ -161,12 +182,12 @@ class BlockOwner:
 
     def _on_gone(self, message: PeerGone) -> None:
         gone = PeerAddress(message.worker_id, message.endpoint or "", message.incarnation)
-        self._gone.add(gone)
+        self._filling.gone.add(gone)
         self._memory.take_all_back(gone)
         for sequence in list(self.placed.values()):
             copy = sequence.submit.copy
             if sequence.state is SequenceState.COPYING and copy is not None and copy.source == gone:
-                self._load_or_read(sequence)
+                self._filling.load_or_read(sequence)
             elif sequence.state is SequenceState.GRANTED and sequence.submit.prefill == gone:
                 num_read = self._around.read_by_dead.get((self._address, sequence.epoch), 0)
                 if num_read > sequence.num_computed:
@@ -188,123 +209,7 @@ class BlockOwner:
             self._last_epoch += 1
             sequence.epoch = self._last_epoch
             self.placed[sequence.epoch] = sequence
-            self._begin(sequence)
-
-    def _begin(self, sequence: SimulatedSequence) -> None:
-        if Lifecycle.RESERVED not in sequence.timeline:
-            sequence.timeline[Lifecycle.RESERVED] = self._time.now_s()
-            self._around.tell("reserved", sequence.request_id, self._address.worker_id)
-            hashes, copy = self._memory.to_borrow(sequence), sequence.submit.copy
-            if hashes and copy is not None and copy.source not in self._gone:
-                borrow = Borrow(
-                    request_id=sequence.request_id,
-                    epoch=sequence.epoch,
-                    borrower=self._address,
-                    hashes=hashes,
-                    deadline_s=sequence.request.deadline_s,
-                )
-                sequence.state = SequenceState.COPYING
-                self._around.network.send(copy.source.endpoint, borrow)
-                return
-        self._load_or_read(sequence)
-
-    def _on_borrow(self, borrow: Borrow) -> None:
-        block_ids = self._memory.lend(borrow)
-        lent = Lent(request_id=borrow.request_id, epoch=borrow.epoch, lender=self._address, block_ids=block_ids)
-        self._around.network.send(borrow.borrower.endpoint, lent)
-
-    def _on_lent(self, lent: Lent) -> None:
-        """Fetch what was lent, beside whatever else this worker does, then go on with the prompt."""
-        num_copied = 0
-        if lent.epoch in self.placed:
-            num_copied = max(len(lent.block_ids) - self.placed[lent.epoch].num_cached_blocks, 0)
-        self._time.call_in(num_copied * self._plan.copy_block_s, lambda: self._on_copied(lent, num_copied))
-
-    def _on_copied(self, lent: Lent, num_copied: int) -> None:
-        if self.is_dead:
-            return
-        if lent.block_ids:
-            returned = Returned(request_id=lent.request_id, epoch=lent.epoch, borrower=self._address)
-            self._around.network.send(lent.lender.endpoint, returned)
-        self._on_filled_from_elsewhere(lent.epoch, SequenceState.COPYING, num_copied)
-
-    def _load_or_read(self, sequence: SimulatedSequence) -> None:
-        """Load what comes next of a prompt from the tier below, if that is sooner than computing it."""
-        tier, size = self._around.tier, self._memory.block_size
-        begin = sequence.num_computed // size
-        hashes = sequence.hashes[begin : self._memory.most_reusable(sequence)]
-        num_held = 0 if tier is None else tier.num_held(hashes)
-        if tier is not None and num_held:
-            compute_s = self._plan.costs.prefill_s(num_held * size, sequence.num_computed, self._plan.chunk_tokens)
-            if is_worth_loading(tier.predict_load_s(num_held), compute_s):
-                sequence.state = SequenceState.LOADING
-                self._report.add_loading(sequence, sequence.num_computed + num_held * size)
-                epoch = sequence.epoch
-                self._time.call_in(
-                    tier.load(hashes[:num_held]),
-                    lambda: self._on_filled_from_elsewhere(epoch, SequenceState.LOADING, num_held),
-                )
-                return
-        self._read(sequence)
-
-    def _on_filled_from_elsewhere(self, epoch: int, state: SequenceState, num_blocks: int) -> None:
-        sequence = self.placed.get(epoch)
-        if sequence is None or sequence.state is not state or self.is_dead:
-            return
-        self._steps.sync()
-        if num_blocks:
-            sequence.num_cached_blocks += num_blocks
-            self._memory.on_filled(sequence, sequence.num_cached_blocks * self._memory.block_size)
-        if state is SequenceState.LOADING:
-            sequence.num_loaded_tokens += num_blocks * self._memory.block_size
-            self._read(sequence)
-        else:
-            self._load_or_read(sequence)
-        self.admit()
-        self._report.send()
-
-    def _read(self, sequence: SimulatedSequence) -> None:
-        """Have what is not in its blocks of a prompt read, by whom the router has said."""
-        if not sequence.num_preemptions:
-            sequence.num_told_cached_tokens = sequence.num_cached_blocks * self._memory.block_size
-        num_left = sequence.num_prompt_tokens - sequence.num_computed
-        if num_left <= 0:  # preempted, and its whole prompt is still cached
-            self._on_read(sequence)
-            return
-        reader = sequence.submit.prefill
-        if reader is None or num_left <= self._around.local_prefill_max_tokens or reader in self._gone:
-            self._read_here(sequence)
-            return
-        sequence.state = SequenceState.GRANTED
-        sequence.timeline[Lifecycle.GRANTED] = self._time.now_s()
-        self._around.network.send(reader.endpoint, self._grant(sequence))
-
-    def _read_here(self, sequence: SimulatedSequence) -> None:
-        sequence.state = SequenceState.PREFILLING
-        since_s = sequence.request.arrived_s
-        prompt = Prompt(since_s, sequence.num_prompt_tokens, sequence.num_computed, sequence, None)
-        self._steps.prompts.append(prompt)
-        self._steps.wake()
-
-    def _grant(self, sequence: SimulatedSequence) -> Grant:
-        request = sequence.request
-        return Grant(
-            request_id=request.request_id,
-            attempt=sequence.submit.attempt,
-            epoch=sequence.epoch,
-            decode=self._address,
-            prompt_token_ids=request.prompt_token_ids,
-            num_cached_tokens=sequence.num_computed,
-            num_loaded_tokens=sequence.num_loaded_tokens,
-            block_table=sequence.block_table,
-            shared_epochs=[],  # nothing here has checksums
-            block_hashes=sequence.hashes,
-            sampling=request.sampling,
-            choices=[] if sequence.num_known_outputs else [0],
-            first_token_mask=None,
-            arrived_s=request.arrived_s,
-            deadline_s=request.deadline_s,
-        )
+            self._filling.begin(sequence)
 
     # Steps
 

@@ -100,7 +100,7 @@ class SimulatedWorker:
         for sequence in list(self.batch.members.values()):
             self.report.add_tokens(sequence)
         self.report.send()  # what it had told before its end arrives
-        self.owner.is_dead = True
+        self.owner.die()
         self._around.network.silence(self.address.endpoint)
         return self.reader.die()
 
