@@ -205,6 +205,8 @@ def _serve(
 def _print(summary: Summary, plan: ClusterPlan) -> None:
     console = Console()
     console.print(f"{summary.num_requests:,} requests in {summary.duration_s:,.1f} simulated seconds" + _ends(summary))
+    for reason, number in summary.failures.items():
+        console.print(f"{number:,} failed: {reason}")
     latencies = Table("", "mean", "p50", "p90", "p99", box=None, pad_edge=False)
     for name, latency in (("TTFT", summary.ttft), ("TPOT", summary.tpot)):
         latencies.add_row(name, *_cells(latency))

@@ -13,6 +13,8 @@ from diptych.sim.outcome import RequestOutcome
 from diptych.sim.plan import ClusterPlan
 
 SECONDS_PER_HOUR = 3600.0
+MOST_REASONS = 8
+"""For which requests fail, that are told apart."""
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -55,6 +57,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     num_finished: int
     num_refused: int
     num_failed: int
+    failures: dict[str, int]
+    """Why requests failed, the most frequent reasons."""
     ttft: Latency
     tpot: Latency
     attainment: float
@@ -88,6 +92,7 @@ class Gatherer:
         self._sums: dict[str, float] = dict.fromkeys(
             ("met", "prompt", "cached", "loaded", "output", "preemptions", "migrations"), 0
         )
+        self._failures: dict[str, int] = {}
         self._end_s = 0.0
         self._pools = pool_names(plan)
         self._pool_sums = {
@@ -102,6 +107,8 @@ class Gatherer:
     def on_outcome(self, outcome: RequestOutcome) -> None:
         """Count a request that has ended."""
         self._ends[outcome.end] += 1
+        if outcome.end == "failed" and (outcome.reason in self._failures or len(self._failures) < MOST_REASONS):
+            self._failures[outcome.reason] = self._failures.get(outcome.reason, 0) + 1
         if outcome.end != "finished":
             return
         assert outcome.finished_s is not None
@@ -145,6 +152,7 @@ class Gatherer:
             num_finished=self._ends["finished"],
             num_refused=self._ends["refused"],
             num_failed=self._ends["failed"],
+            failures=dict(sorted(self._failures.items(), key=lambda one: -one[1])),
             ttft=Latency.of(self._ttft),
             tpot=Latency.of(self._tpot),
             attainment=sums["met"] / max(self.num_ended, 1),
