@@ -24,7 +24,7 @@ WARM_UP = 0.2
 """Share of a run's requests that find an idle cluster and do not count."""
 FINE, COARSE = 0.05, 0.1
 """How narrow brackets get, as shares: of whole placements, of single workers."""
-PART_REQUESTS = 800
+PART_REQUESTS = 1200
 """At most, in a simulation of one worker."""
 STEP = 1.35
 """By what rates grow or shrink until there is a bracket: where a search begins is not far off."""

@@ -118,7 +118,8 @@ class _Parts:
         if candidate.group.num_gpus == self._fewest_gpus[self._kind(candidate)]:
             return False  # it may be all that there is room for
         shares = self._shares.get(self._kind(candidate), [])
-        slack = max(shares) * DOUBT if len(shares) >= ENOUGH_SHARES else SLACK
+        known = [share * DOUBT for share in shares]
+        slack = max(known) if len(known) >= ENOUGH_SHARES else max([SLACK, *known])
         most = candidate.bound_per_s * slack / self._price(candidate)
         return most < KEEP * self._best.get(self._kind(candidate), 0.0)
 
