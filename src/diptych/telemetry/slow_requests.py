@@ -9,6 +9,8 @@ from diptych.telemetry.phases import spans_of
 
 MAX_LINES_PER_S = 10
 """Where everything is slow, some examples will do."""
+SHORTEST_TOLD_S = 0.00005
+"""Of phases, in the text; the fields have all."""
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +54,7 @@ class SlowRequests:
             record.num_cached_tokens,
             record.num_output_tokens,
             " and ".join(name for name in (record.prefill_worker, record.decode_worker) if name) or "no worker",
-            ", ".join(f"{name} {_short(duration_s)}" for name, duration_s in phases_s.items()),
+            ", ".join(f"{name} {_short(time_s)}" for name, time_s in phases_s.items() if time_s >= SHORTEST_TOLD_S),
             untold,
             extra=about(
                 event="slow_request",
