@@ -53,6 +53,8 @@ class Case:
     """TP and PP of vLLM."""
     prefill: tuple[int, int]
     decode: tuple[int, int]
+    num_decode: int
+    """Decode workers to one prefill worker, so that neither phase waits for the other."""
     rate_gain: tuple[float, float]
     """Published, from and to."""
     slo_gain: tuple[float, float]
@@ -65,11 +67,11 @@ class Case:
 
 CHAT_GAINS = (2.0, 4.6), (1.8, 3.2)
 CASES = (
-    Case("chat", "opt-13b", (1, 1), (2, 1), (1, 1), *CHAT_GAINS),
-    Case("chat", "opt-66b", (4, 1), (4, 1), (2, 2), *CHAT_GAINS),
-    Case("chat", "opt-175b", (8, 1), (3, 3), (4, 3), *CHAT_GAINS),
-    Case("code", "opt-66b", (4, 1), (4, 1), (2, 2), (5.7, 5.7), (1.4, 1.4)),
-    Case("summarise", "opt-66b", (4, 1), (4, 1), (2, 2), (4.3, 4.3), (12.6, 12.6)),
+    Case("chat", "opt-13b", (1, 1), (2, 1), (1, 1), 2, *CHAT_GAINS),
+    Case("chat", "opt-66b", (4, 1), (4, 1), (2, 2), 1, *CHAT_GAINS),
+    Case("chat", "opt-175b", (8, 1), (3, 3), (4, 3), 1, *CHAT_GAINS),
+    Case("code", "opt-66b", (4, 1), (4, 1), (2, 2), 1, (5.7, 5.7), (1.4, 1.4)),
+    Case("summarise", "opt-66b", (4, 1), (4, 1), (2, 2), 1, (4.3, 4.3), (12.6, 12.6)),
 )
 
 
@@ -112,7 +114,10 @@ def sides(case: Case) -> dict[str, tuple[Placement, Surroundings]]:
     slo = PAPER_SLOS[case.workload, case.model]
     around = Surroundings(block_size=Load(source=DATASETS[case.workload]).block_size, slo=slo, costs="distserve")
     node_link = DEVICES["a100-80g"].link
-    apart = (Group(Role.PREFILL, shape(case.model, case.prefill)), Group(Role.DECODE, shape(case.model, case.decode)))
+    apart = (
+        Group(Role.PREFILL, shape(case.model, case.prefill)),
+        Group(Role.DECODE, shape(case.model, case.decode), case.num_decode),
+    )
     together = Group(Role.MIXED, shape(case.model, case.colocated))
     engine: CostSource = "vllm" if has_fit(together.shape, "vllm") else "distserve"
     return {
@@ -135,7 +140,7 @@ def start_per_s(placement: Placement, around: Surroundings, load: Load) -> float
             busy_s += stage.prefill_s(round(lengths.mean_prompt_tokens), 0, 2048)
         if group.role is not Role.PREFILL:
             busy_s += lengths.mean_output_tokens * stage.answers_s(16, lengths.mean_context_tokens) / 16
-        rates.append(0.5 / busy_s)
+        rates.append(0.5 * group.number / busy_s)
     return min(rates)
 
 
