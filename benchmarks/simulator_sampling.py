@@ -9,6 +9,7 @@ sizes. Then a slice of 10,000 workers goes through a day, busy by day and quiet 
 """
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
@@ -48,7 +49,7 @@ class SamplingOptions(CommonOptions):
     whole: int = setting(256, "Workers of the cluster that is simulated as a whole, too.")
     slices: tuple[float, ...] = setting((8.0, 16.0, 32.0, 64.0), "Workers of its slices.")
     loads: tuple[float, ...] = setting((0.18, 0.25), "Requests a second for each worker.")
-    seconds: float = setting(300.0, "Of arrivals in each of those runs.")
+    seconds: float = setting(600.0, "Of arrivals in each of those runs.")
     large: int = setting(10_000, "Workers of the cluster of which only a slice is simulated.")
     large_slice: int = setting(8, "Workers of that slice.")
     large_peak: float = setting(0.25, "Requests a second for each worker at the busiest hour.")
@@ -75,29 +76,41 @@ def cluster_plan(num_workers: int) -> ClusterPlan:
 def traffic(
     rate_per_s: float, until_s: float, one_in: float = 1.0, day_s: float | None = None
 ) -> Iterator[OfferedRequest]:
-    """Yield the trace's requests again and again, each lap with conversations of its own; of those, one in so many.
+    """Yield as many copies of the trace side by side as make up the rate, each at the recorded pace, again and again.
 
-    `rate_per_s`: of all; at the busiest hour, if it is a day.
+    Copies begin at moments spread over the trace's length, and have conversations of their own in each lap; of those,
+    one in so many is yielded. `rate_per_s`: of all; at the busiest hour, if it is a day.
     """
     recorded = list(offered_by_trace(conversation_rows()))
+    length_s = recorded[-1].arrival_s
+    num_copies = max(round(rate_per_s * length_s / len(recorded)), 1)
     uses = Counter(chain.from_iterable(request.block_numbers for request in recorded))
     popular = {block for block, num_uses in uses.items() if num_uses > POPULAR * len(recorded)}
     roots = np.array([root_of(request, popular) for request in recorded])
+    times_s = np.array([request.arrival_s for request in recorded])
     most = max(max(request.block_numbers) for request in recorded) + 1
-    begin_s = 0.0
-    for lap in count():
-        gap_s = 1 / (rate_per_s * busyness(begin_s, day_s))
-        # Which conversations: a hash of the root's number, so it is all of a conversation or nothing.
-        mixed = (roots + lap * most).astype(np.uint64) * np.uint64(MULTIPLIER)
-        for index in np.flatnonzero((mixed >> np.uint64(11)) / 2**53 * one_in < 1.0):
-            request, arrival_s = recorded[index], begin_s + (index + 1) * gap_s
+    pending: list[tuple[float, int, int]] = []
+    """When, which row of the trace, of which copy."""
+    for lap in count(-1):  # some copies have begun before
+        for copy in range(num_copies):
+            begin_s = (lap + copy / num_copies) * length_s
+            edition = (lap + 1) * num_copies + copy
+            # Which conversations: a hash of the root's number, so it is all of a conversation or nothing.
+            mixed = (roots + edition * most).astype(np.uint64) * np.uint64(MULTIPLIER)
+            share = busyness(begin_s + length_s / 2, day_s) / one_in
+            kept = np.flatnonzero((mixed >> np.uint64(11)) / 2**53 < share)
+            pending += [(begin_s + times_s[index], int(index), edition) for index in kept]
+        pending.sort()
+        num_due = bisect_left(pending, ((lap + 1) * length_s,))  # what later laps bring comes later
+        due, pending = pending[:num_due], pending[num_due:]
+        for arrival_s, index, edition in due:
             if arrival_s >= until_s:
                 return
-            numbers = tuple(one if one in popular else one + lap * most for one in request.block_numbers)
+            if arrival_s < 0:
+                continue
+            request = recorded[index]
+            numbers = tuple(one if one in popular else one + edition * most for one in request.block_numbers)
             yield request._replace(arrival_s=float(arrival_s), block_numbers=numbers)
-        begin_s += len(recorded) * gap_s
-        if begin_s >= until_s:
-            return
 
 
 def root_of(request: OfferedRequest, popular: Set[int]) -> int:

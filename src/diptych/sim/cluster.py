@@ -251,6 +251,7 @@ class SimulatedCluster:
 def _rare_collections() -> Iterator[None]:
     """Look for cycles less often: a simulation makes few, and much else, so that takes a tenth of the time."""
     thresholds = gc.get_threshold()
+    gc.collect()  # of what was simulated before: nothing of it would be freed for long
     gc.freeze()
     gc.set_threshold(*RARE)
     try:
