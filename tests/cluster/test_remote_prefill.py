@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from tests.cluster.conftest import MODELED, Cluster, StartCluster, node_state, open_streams, wait_until_serving
+from tests.cluster.conftest import MODELED, Cluster, node_state, open_streams, wait_until_serving
 from tests.cluster.hosts import Host, hosts
 from tests.live_process import StartCommand
 from tests.live_server import LiveServer, eventually
@@ -117,44 +117,3 @@ def test_clients_that_leave_at_any_moment(server: LiveServer, tokenizer: Tokeniz
         with server.unanswered(make_prompt(900, 1_000 + number), stream=True):
             time.sleep(0.02 * number)
     check_that_it_goes_on(server, tokenizer)
-
-
-@pytest.mark.slow
-def test_readers_on_both_machines_share_the_work(start_cluster: StartCluster, tokenizer: Tokenizer) -> None:
-    with hosts("rack1") as (host,):
-        cluster = start_cluster(*MODELED, "--no-adaptive", "--modeled-time-scale", "0.3", "--kv-checksums")
-        cluster.join(host)
-        server = cluster.server
-        wait_until_serving(server, "rack1")
-        prompts = [make_prompt(600, seed) for seed in range(16)]
-        answers = server.complete_all(prompts)
-
-        assert [answer.text for answer in answers] == [expected_text(tokenizer, prompt, 16) for prompt in prompts]
-        records = server.records()[-len(prompts) :]
-        assert {record["decode_worker"] for record in records} == {"decode-0", "rack1.decode-0"}
-        assert set(readers(server, len(prompts))) == {"prefill-0", READER}
-        server.wait_until_idle()
-        for machine in cluster.machines.values():
-            machine.close()
-
-
-@pytest.mark.slow
-def test_real_answers_equal_those_of_one_machine(
-    start_module_command: StartCommand, smol_server: LiveServer, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    texts = ["The two panels of a diptych are", "def fibonacci(n):\n", "In the morning the fishermen of the village "]
-    prompts = [text * repeat for text in texts for repeat in (3, 60)]
-    expected = [answer.text for answer in smol_server.complete_all(prompts, max_tokens=40)]
-    with hosts("rack1") as (host,):
-        settings = ("--kv-dtype", "f32", "--max-model-len", "2048", *STRICT, "--kv-checksums", "--kv-bytes", "400MB")
-        cluster = Cluster(start_module_command, tmp_path_factory.mktemp("keys") / "keys", *settings)
-        cluster.join(host, "--kv-bytes", "400MB", "--prefill", "1", "--decode", "0")
-        server = cluster.server
-        wait_until_serving(server, "rack1")
-        assert [answer.text for answer in server.complete_all(prompts, max_tokens=40)] == expected
-        assert set(readers(server, len(prompts))) == {READER}
-        assert server.worker("decode-0")["num_damaged_blocks"] == 0, "every byte arrived as it was sent"
-        server.wait_until_idle()
-        for machine in cluster.machines.values():
-            machine.close()
-        cluster.head.close()
