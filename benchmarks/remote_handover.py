@@ -9,6 +9,7 @@ own, from GET /diptych/requests.
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import uvloop
@@ -24,6 +25,8 @@ from harness.prompts import Prompts
 from harness.result import Finding
 from harness.two_machines import READER, TwoMachines
 
+LIBRARIES = {"mooncake": "mooncake.engine", "nixl": "nixl._api"}
+"""Without which KV would go by TCP."""
 NUM_ANSWER_TOKENS = 4
 LEAST_CHECKED_TOKENS = 512
 MOST_VISIBLE_SHARE = 0.1
@@ -47,6 +50,9 @@ def measure(options: HandoverOptions, progress: ProgressBar) -> Outcome:
     findings: list[Finding] = []
     samples: dict[str, Any] = {}
     for transport in options.transports:
+        if transport in LIBRARIES and find_spec(LIBRARIES[transport]) is None:
+            samples[transport] = {"why_not": "its library is not installed"}
+            continue
         with progress.part(transport), ExitStack() as running:
             config = options.serve_config(kv_transport=transport, kv_bytes=500_000_000, max_model_len=MOST_MODEL_TOKENS)
             near = running.enter_context(diptych.serve(config.model_copy(update={"cores": [0, 1]})))

@@ -27,6 +27,8 @@ PROGRAMS = (
     "prefix_index",
     "resume",
     "multi_turn_cache",
+    "transfer",
+    "remote_handover",
     "copy_cost",
     "disk_cost",
 )

@@ -23,6 +23,8 @@ PROGRAMS = {
     "prefix_index": "--num-workers 20 --blocks-per-worker 320 --prompt-blocks 100 --num-prompts 20 --peer none",
     "resume": "--num-tokens 80 --disturb-after 20 --setups 1P+2D",
     "multi_turn_cache": "--num-chats 2 --num-turns 3 --first-words 120 --answer-tokens 40",
+    "transfer": "--transports tcp --sizes-mib 1 --num-small 5",
+    "remote_handover": "--transports tcp --prompt-tokens 64",
     "interference": "--phase-s 1 --num-answers 2 --prompt-tokens 100",
     "copy_cost": "--num-answers 2 --context 40 --num-steps 20 --prefix-blocks 8",
     "disk_cost": "--phase-s 1 --num-answers 2 --prompt-tokens 640 --prompts-per-s 5 --num-prompts 40 --kv-mb 0.15",
