@@ -5,6 +5,7 @@ server. Each block is read by a batch of its own, and a read is over when every 
 the engine reports a group as failed as soon as one member is, while others are still being written.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,7 @@ class MooncakeSource:
 
 
 def _load_engine() -> Any:
+    os.environ.setdefault("MC_LOG_LEVEL", "WARNING")  # read once; else it tells of each connection on standard error
     try:
         from mooncake.engine import TransferEngine  # noqa: PLC0415  an extra
     except ImportError as error:
