@@ -107,10 +107,11 @@ class Worker {
     this.node.append(this.#reads.text, this.#reads.bar, this.#blocks.text, this.#blocks.bar, this.#outlook);
   }
 
-  show({ status, outlook }) {
+  show({ status, outlook, address }) {
     this.node.dataset.state = this.#state.dataset.state = status.state;
     set(this.#state, status.state);
-    set(this.#cores, status.cores.length ? `${status.cores.length === 1 ? "core" : "cores"} ${cores(status.cores)}` : "");
+    const machine = address.node ? ` of ${address.node}` : "";
+    set(this.#cores, status.cores.length ? `${status.cores.length === 1 ? "core" : "cores"} ${cores(status.cores)}${machine}` : "");
     set(this.#facts.batch, count(status.num_running));
     set(this.#facts.waiting, count(status.num_waiting));
     set(this.#facts.tokens, count(status.queued_prefill_tokens));
