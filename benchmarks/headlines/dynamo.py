@@ -41,7 +41,7 @@ TALKS = Part(
 )
 LOAD = Load(source=Workload("talks", "4,000 tokens in, 800 out", 2.0, ((1.0, TALKS),)))
 NUM_WORKERS = 4
-RATES = (5.0, 10.0, 15.0, 20.0, 25.0)
+RATES = (10.0, 20.0, 30.0, 40.0, 60.0)
 """Requests a second, all workers together."""
 RANDOM: RoutingName = "random"
 AWARE: RoutingName = "overlap-load"
@@ -53,7 +53,7 @@ PUBLISHED = {"TTFT": 3.0, "latency": 2.0}
 class DynamoOptions(CommonOptions):
     """What to simulate."""
 
-    requests: int = setting(1000, "Of each run.")
+    requests: int = setting(1500, "Of each run.")
     processes: int = setting(2, "Simulations at a time.")
 
 
