@@ -40,10 +40,10 @@ class Cluster:
         )
         self.machines: dict[str, Command] = {}
 
-    def join(self, host: Host, *arguments: str) -> Command:
+    def join(self, host: Host, *arguments: str, key: str = "node") -> Command:
         """Start `diptych worker` on a host."""
         command = self._start(
-            *("worker", "--join", host.router_at(self.port), "--keys", str(self.keys / "node"), "--node", host.name),
+            *("worker", "--join", host.router_at(self.port), "--keys", str(self.keys / key), "--node", host.name),
             *("--kv-bytes", "2MB", *arguments),
             prefix=host.prefix,
         )

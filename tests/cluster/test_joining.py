@@ -125,6 +125,21 @@ def test_a_name_that_is_taken(cluster: Cluster, host: Host, server: LiveServer) 
     eventually(lambda: node_state(server, "rack1") is None, "it has left")
 
 
+def test_a_key_that_is_taken_away(cluster: Cluster, host: Host, server: LiveServer) -> None:
+    machine = cluster.join(host, key="other")
+    wait_until_serving(server, "rack1")
+    assert server.status()["nodes"]["rack1"]["key_name"] == "other"
+    allowed = cluster.keys / "head/nodes/other.key"
+    content = allowed.read_bytes()
+    allowed.unlink()
+    eventually(lambda: node_state(server, "rack1") == "lost", "it is not heard any more")
+    server.complete("Hello")
+    allowed.write_bytes(content)
+    wait_until_serving(server, "rack1")
+    machine.close()
+    eventually(lambda: node_state(server, "rack1") is None, "it has left")
+
+
 def test_nobody_answers(host: Host, cluster: Cluster) -> None:
     begin_s = time.monotonic()
     where = ("--join", "127.0.0.1:1", "--keys", str(cluster.keys / "node"), "--node", "lonely")

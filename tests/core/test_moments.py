@@ -88,6 +88,4 @@ def test_every_time_in_a_message_says_what_it_is(kinds: Any) -> None:
     times = _times(kinds, "", set())
     assert times
     for name, is_moment in times:
-        assert is_moment == bool(MOMENT_NAME.search(name)), (
-            f"{name}: a `Moment` or a duration?"
-        )
+        assert is_moment == bool(MOMENT_NAME.search(name)), f"{name}: a `Moment` or a duration?"

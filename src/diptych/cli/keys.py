@@ -18,7 +18,7 @@ def keys_command(
 
     The router gets DIR (or DIR/head alone): `diptych serve --cluster-listen HOST:PORT --cluster-keys DIR`. Each other
     machine gets its own folder, and no other: `diptych worker --join HOST:PORT --keys NAME`. Several machines may use
-    the same keys. A running router lets new ones in within a second; removing DIR/head/nodes/NAME.key shuts out.
+    the same keys. A running router lets new ones in within a second; removing DIR/head/nodes/NAME.key shuts one out.
     """
     names = nodes or ["node"]
     new = create_keys(folder, names)

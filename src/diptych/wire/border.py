@@ -8,6 +8,7 @@ for, since whoever sent it would wait for an answer (core/node_messages.py).
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,8 @@ HANDSHAKE_TIMEOUT_MS = 3_000
 PING_INTERVAL_MS, PING_TIMEOUT_MS = 2_000, 15_000
 """ZeroMQ's own: a connection whose other end is gone for so long is closed, so that it does not stay half open."""
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 1_000
+REFUSED_AFTER_S = 5.0
+"""Without a connection for so long, a new one is begun: ZeroMQ does not try again where its key was refused."""
 USER_ID, PEER_ADDRESS = "User-Id", "Peer-Address"
 MAX_PORT = 65_535
 
@@ -116,7 +119,7 @@ class RouterBorder:
         return is_allowed
 
     def reread_keys(self) -> None:
-        """Let in who has got a key meanwhile, and nobody any more whose key is gone; open connections stay."""
+        """Let in who has got a key meanwhile; whose key is gone is not heard any more, on open connections too."""
         try:
             self._allowed = read_allowed(self._allowed_folder)
         except ConfigError as error:
@@ -129,9 +132,10 @@ class RouterBorder:
             if len(frames) == 2:  # noqa: PLR2004  connection and message
                 message = self._decoder.try_decode(frames[1].bytes)
                 if message is not None:
-                    key = str(frames[1].get(USER_ID)).encode()
-                    ip = str(frames[1].get(PEER_ADDRESS))
-                    return Arrival(frames[0].bytes, self._allowed.get(key, ""), ip, message)
+                    key_name = self._allowed.get(str(frames[1].get(USER_ID)).encode())
+                    if key_name is not None:
+                        return Arrival(frames[0].bytes, key_name, str(frames[1].get(PEER_ADDRESS)), message)
+                    self.dropped.add("it came with a key that was allowed and is not any more")
             else:
                 self.dropped.add(f"{len(frames)} parts that are no message of Diptych's")
             await asyncio.sleep(0)  # a flood of nonsense must let others run
@@ -164,6 +168,7 @@ class NodeBorder:
         self._keys = keys
         self._decoder: FrameDecoder[ToNode] = FrameDecoder(ToNode, dropped)
         self.socket = self._connected()
+        self._begun_s = time.monotonic()
 
     def _connected(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
@@ -182,12 +187,15 @@ class NodeBorder:
         """Begin a new connection: what was queued in the old one, in either direction, is lost."""
         self.socket.close(linger=0)
         self.socket = self._connected()
+        self._begun_s = time.monotonic()
 
     def send(self, message: FromNode) -> None:
         """Queue a message. Raises: PeerUnreachableError if there is no connection, or it is full."""
         try:
             self.socket.send(encode_frame(message), zmq.NOBLOCK)
         except zmq.Again:
+            if time.monotonic() > self._begun_s + REFUSED_AFTER_S:
+                self.reconnect()
             raise PeerUnreachableError(f"no connection to {self._router}") from None
 
     def receive_waiting(self) -> list[ToNode]:
