@@ -34,6 +34,7 @@ serve: $(VENV)/serve.stamp ## Install what is missing and serve on port 8000 (PO
 
 test: $(VENV)/dev.stamp ## Install what is missing and run all tests: first the quick ones, then the slow ones.
 	@$(get_chromium)
+	@$(get_network_parts)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m "not slow" $(ARGS)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m slow $(ARGS)
 
@@ -118,6 +119,16 @@ define get_chromium
 		fi; \
 		$(BIN)/python docs/headless.py >/dev/null 2>&1 || \
 			echo 'no Chromium here: the tests of the dashboard will fail. apt install chromium, or CHROMIUM=/path' >&2; \
+	fi
+endef
+
+# What Mooncake's transfer engine links to, and namespaces of hosts need; where they are missing, tests say so.
+define get_network_parts
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+			! { ldconfig -p | grep -q libibverbs && ldconfig -p | grep -q librdmacm && command -v ip >/dev/null; }; then \
+		echo 'installing libraries of RDMA and iproute2, for the tests of several machines' >&2; \
+		{ apt-get update && apt-get install --yes --no-install-recommends \
+			libibverbs1 librdmacm1 ibverbs-providers iproute2; } >/dev/null 2>&1 || true; \
 	fi
 endef
 

@@ -2,8 +2,6 @@
 
 import os
 
-import pytest
-
 from diptych.calibrate.measure import measure_costs
 from diptych.calibrate.shapes import fitted_steps, held_back_steps, num_blocks
 from diptych.core.config import ServeConfig
@@ -40,5 +38,5 @@ def test_the_fit_finds_the_model_behind_the_times() -> None:
     truth = SMOLLM2_135M_ONE_AVX2_CORE.scaled(SCALE)
     for rows in ([(1, 300)], [(1, 300)] * 12, [(100, 700)], [*[(1, 300)] * 5, (64, 64)]):
         # A sleep ends late where the machine is busy: this shows that shapes arrive where they belong.
-        assert measured.worker.costs.step_s(rows) == pytest.approx(truth.step_s(rows), rel=0.5)
+        assert 0.5 < measured.worker.costs.step_s(rows) / truth.step_s(rows) < 2.0
     assert 0 <= measured.worker.error.mean <= measured.worker.error.worst

@@ -18,8 +18,11 @@ FORBIDDEN_MODULES = {
     "yaml",
     "multiprocessing",
 }
+# A command that asks its own children over pipes that nobody else can open, and that serves nobody.
+MAY_HAVE_CHILDREN = {"cli/plan.py"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
-SOURCES = sorted(Path(diptych.__file__).parent.rglob("*.py"))
+PACKAGE = Path(diptych.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -36,7 +39,8 @@ def test_no_module_reads_code_from_data() -> None:
     assert len(SOURCES) > 100
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert not imported(tree) & FORBIDDEN_MODULES, path
+        allowed = {"multiprocessing"} if str(path.relative_to(PACKAGE)) in MAY_HAVE_CHILDREN else set()
+        assert not imported(tree) & FORBIDDEN_MODULES - allowed, path
         calls = {
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }

@@ -40,7 +40,7 @@ def test_every_route_may_lack_time_room_and_connections(frontend: "Frontend") ->
             assert {"408", "431", "503"} <= codes, path
             assert ("429" in codes) == (method == "post"), path
             assert not {"401", "403"} & codes, "keys are not needed here"
-            url = path.format(model="smol", response_id="x", worker_id="x")
+            url = path.format(model="smol", response_id="x", worker_id="x", node="x")
             response = http.request(method, url, headers={"x": "y" * 70_000})
             assert response.status_code == 431
         assert told["/v1/completions", "post"]["responses"].keys() >= {"400", "404", "413", "500", "504"}
@@ -56,7 +56,7 @@ def test_ready_answers_503_in_two_shapes(frontend: "Frontend") -> None:
 def test_where_keys_are_needed_it_says_so(keyed: "Frontend") -> None:
     with keyed.http() as http:
         for (path, method), operation in operations(http).items():
-            url = path.format(model="smol", response_id="x", worker_id="x")
+            url = path.format(model="smol", response_id="x", worker_id="x", node="x")
             without = http.request(method, url, json=None if method != "post" else {})
             wrong = http.request(
                 method, url, json=None if method != "post" else {}, headers={"Authorization": f"Bearer {USER}"}
