@@ -8,6 +8,7 @@ from tests.live_server import LiveServer, StartServer
 from tests.modeled_answers import make_prompt
 
 REGEX = "[A-Za-z ]{10}([0-9]{3}[a-z ]{5}){2,6}"
+MOST_ROUNDS = 10
 REQUESTS: dict[str, dict[str, Any]] = {
     "penalties": {"presence_penalty": 1.5, "frequency_penalty": 1.0, "repetition_penalty": 1.2},
     "biases": {"logit_bias": {"500": 9.0, "501": 9.0, "502": 8.5}, "min_tokens": 20, "stop_token_ids": [501]},
@@ -54,8 +55,12 @@ def test_preempted_requests_get_what_they_asked_for(modeled_server: StartServer)
     wanted = REQUESTS["everything"] | {"max_tokens": 90}
     roomy, tight = modeled_server(), modeled_server(kv_bytes=104_000)
     alone = [answer(roomy, prompt, wanted) for prompt in prompts]
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        assert list(pool.map(lambda prompt: answer(tight, prompt, wanted), prompts)) == alone
-    assert sum(record["num_preemptions"] for record in tight.records()) > 0
+    for _ in range(MOST_ROUNDS):  # who begins when is chance: now and then all fit beside each other
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            assert list(pool.map(lambda prompt: answer(tight, prompt, wanted), prompts)) == alone
+        if any(record["num_preemptions"] for record in tight.records()):
+            break
+    else:
+        pytest.fail(f"nothing was preempted in {MOST_ROUNDS} rounds")
     for one in (roomy, tight):
         one.wait_until_idle()

@@ -51,3 +51,12 @@ def test_a_chunk_tells_of_the_tokens_after_its_own(begin: int, num_rows: int, nu
 
     expected = [token_logprobs(logits[i], prompt[begin + 1 + i], 2) for i in range(num_known)]
     assert told == expected
+
+
+@pytest.mark.parametrize("floor", [-np.inf, -20.0, 0.0])
+def test_the_kth_highest_among_many_that_are_alike(floor: float) -> None:
+    row = np.full(1000, floor, np.float32)
+    row[[3, 500, 900, 901]] = [5.0, 4.0, 2.5, 2.5]
+    descending = np.sort(row)[::-1]
+    for k in range(1, 12):
+        assert kth_highest(row, k) == descending[k - 1]

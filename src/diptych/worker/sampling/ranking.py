@@ -14,7 +14,11 @@ WIDENING_GAPS = (2.0, 4.0, 8.0, 16.0, math.inf)
 def kth_highest(logits: Floats, k: int) -> float:
     """Return the logit that `k` tokens (1 to all) are at or above."""
     likely = _at_least(logits, k)
-    return float(np.partition(likely, len(likely) - k)[len(likely) - k])
+    lowest = likely.min()
+    above = likely[likely > lowest]
+    if len(above) < k:  # not only a short cut: partitioning thousands of equal values (banned tokens) takes milliseconds
+        return float(lowest)
+    return float(np.partition(above, len(above) - k)[len(above) - k])
 
 
 def likeliest_tokens(logits: Floats, k: int) -> list[int]:
