@@ -16,7 +16,7 @@ def kth_highest(logits: Floats, k: int) -> float:
     likely = _at_least(logits, k)
     lowest = likely.min()
     above = likely[likely > lowest]
-    if len(above) < k:  # not only a short cut: partitioning thousands of equal values (banned tokens) takes milliseconds
+    if len(above) < k:  # not only a short cut: to partition thousands of equal values (banned tokens) takes ms
         return float(lowest)
     return float(np.partition(above, len(above) - k)[len(above) - k])
 
