@@ -18,6 +18,13 @@ HEAD = """# Headlines of others, simulated
 and puts both side by side; what is more than 25 % off has a remark. Router, policies and caches are Diptych's live code
 in virtual time (`diptych.sim`); step times are computed or fitted by others, as each part says. Written by
 `python benchmarks/headlines/run.py report`, raw samples in the JSON files.
+
+**Read them as attempts to come near, not as predictions.** The remarks are what we think the reason is; none has been
+tested. Some set-ups were changed after a first result: OPT-13B got a second decode worker (0.51 became 0.72);
+Mooncake's overload runs at 3 times the load where the paper has 2, since hardly anything was refused at 2; Dynamo's
+part was run at several sets of rates, and shows the one with the largest gain. For the table of attainment the
+published limits are not in what we have read: some 90 pairs of limits and three set-ups were tried, the limits of the
+authors' script were kept, and a frontend's time from their samples was added. Most figures are of one seed.
 """
 PROGRAMS = {"distserve": distserve, "attainment": attainment, "mooncake": mooncake, "dynamo": dynamo}
 
