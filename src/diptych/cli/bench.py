@@ -23,11 +23,12 @@ from diptych.bench.report.words import RUN_HEADINGS, goodput_rows, run_rows, slo
 from diptych.bench.search import SearchLimits
 from diptych.bench.summary import RunSummary
 from diptych.bench.target import ApiOptions, Target
+from diptych.cli.trace_file import read_trace_file
 from diptych.core.config import API_KEY_VARIABLE
 from diptych.core.errors import ConfigError
 from diptych.core.slo import Slo
 from diptych.workload.named import WORKLOADS, SessionSource
-from diptych.workload.trace import Trace, read_rows
+from diptych.workload.trace import Trace
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -313,11 +314,7 @@ def _source_of(flags: dict[str, Any]) -> _Source:
     if path is None and flags["max_tokens"] is not None:
         raise ConfigError("--max-tokens leaves out rows of a trace; give one with --trace")
     if path is not None:
-        try:
-            rows = read_rows(path.read_text(encoding="utf-8").splitlines(), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the trace {path}: {error}") from None
-        trace = Trace(rows, scale, flags["max_tokens"])
+        trace = Trace(read_trace_file(path), scale, flags["max_tokens"])
         return _Source(f"trace {path.name}", trace.sessions, [Slo(1.0, tpot_s) for tpot_s in DEFAULT_TPOTS_S])
     if name not in WORKLOADS:
         raise ConfigError(f"there is no workload {name!r}; choose one of {', '.join(WORKLOADS)}")

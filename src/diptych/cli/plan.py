@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from diptych.cli.plan_here import USUAL_TPOT_S, local_workload, plan_here, this_machine
+from diptych.cli.trace_file import read_trace_file
 from diptych.core.errors import ConfigError
 from diptych.core.slo import Slo
 from diptych.core.whole_file import write_whole
@@ -28,7 +29,7 @@ from diptych.planner.question import Objective, PlanQuestion
 from diptych.planner.search import OnProgress, Plan, search
 from diptych.workload.datasets import DATASETS, find_dataset, usual_slo
 from diptych.workload.named import Workload
-from diptych.workload.trace import Trace, read_rows
+from diptych.workload.trace import Trace
 
 WANTED, BUILD, LOAD, ANSWER = "What is wanted", "What there is to build from", "The load", "The answer"
 DEFAULT_MODEL = "llama-3-8b"
@@ -194,12 +195,7 @@ def _require_matplotlib() -> None:
 
 
 def _source(workload: str, trace: Path | None) -> Workload | Trace:
-    if trace is None:
-        return find_dataset(workload)
-    try:
-        return Trace(read_rows(trace.read_text(encoding="utf-8").splitlines(), str(trace)))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the trace {trace}: {error}") from None
+    return find_dataset(workload) if trace is None else Trace(read_trace_file(trace))
 
 
 def _in_parallel(find: Callable[[Executor, OnProgress], Answer], num_processes: int) -> Answer:

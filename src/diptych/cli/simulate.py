@@ -1,6 +1,5 @@
 """`diptych simulate`: what a cluster would do with a load, before anyone buys it."""
 
-import gzip
 import itertools
 import json
 import math
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from diptych.cli.trace_file import read_trace_file
 from diptych.core.errors import ConfigError
 from diptych.sim.assembly import cluster_plan
 from diptych.sim.chrome import ChromeTrace
@@ -31,7 +31,7 @@ from diptych.sim.summary import Gatherer, Latency, Summary
 from diptych.sim.timeline import Timeline
 from diptych.workload.named import WORKLOADS
 from diptych.workload.session import Session
-from diptych.workload.trace import Trace, read_rows
+from diptych.workload.trace import Trace
 
 EXIT_INTERRUPTED = 130
 DEFAULT_DURATION_S = 300.0
@@ -141,7 +141,7 @@ def _load_of(  # noqa: PLR0913, PLR0917  the flags
     if (trace is None) == (workload is None):
         raise ConfigError("say what to offer: --trace FILE, or --workload NAME with --rate")
     if trace is not None:
-        recorded = Trace(read_rows(_lines(trace), trace.name), scale)
+        recorded = Trace(read_trace_file(trace), scale)
         num_rows, rate_per_s = recorded.num_rows, rate or recorded.recorded_rate_per_s
         sessions = recorded.sessions(rate_per_s, seed)
         if duration_s is None:
@@ -159,15 +159,6 @@ def _load_of(  # noqa: PLR0913, PLR0917  the flags
 
 def _expected(rate_per_s: float, duration_s: float) -> int | None:
     return round(rate_per_s * duration_s) if math.isfinite(rate_per_s) else None
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        content = path.read_bytes()
-        text = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
-        raise ConfigError(f"cannot read the trace {path}: {error}") from None
-    yield from text.decode(errors="replace").splitlines()
 
 
 def _opened(path: Path) -> BinaryIO:

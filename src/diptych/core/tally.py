@@ -41,8 +41,3 @@ class Tally(msgspec.Struct):
     def copy(self) -> "Tally":
         """Return one that does not change with this."""
         return Tally(list(self.counts), self.total)
-
-    @property
-    def num_values(self) -> int:
-        """How many there were."""
-        return sum(self.counts)

@@ -49,11 +49,6 @@ class RequestMetrics:
         return dict(self._num_by_outcome)
 
     @property
-    def num_rejected(self) -> int:
-        """How many requests got no answer, or not the whole of it."""
-        return sum(self._num_rejections.values())
-
-    @property
     def tokens(self) -> tuple[int, int, int]:
         """Of the prompts of ended requests, of those cached, and of answers so far."""
         return self._num_prompt_tokens, self._num_cached_tokens, self._num_output_tokens
