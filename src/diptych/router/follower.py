@@ -30,6 +30,8 @@ from diptych.core.messages import (
     Failed,
     FailureKind,
     Finished,
+    Loading,
+    Started,
     TokenEvent,
     TokenRun,
     Tokens,
@@ -125,13 +127,13 @@ class Follower:
     def on_tokens(self, message: Tokens) -> None:
         """Pass on a step's tokens, then its ends."""
         for loading in message.loading:
-            flight = self._in_flight.get(loading.request_id)
-            if flight is not None and loading.attempt == flight.attempt and flight.placement is not None:
+            flight = self._of_attempt(loading)
+            if flight is not None and flight.placement is not None:
                 flight.placement.on_found(loading.request_id, loading.num_found_tokens)
         self._on_begun(message.begun)
         for started in message.started:
-            flight = self._in_flight.get(started.request_id)
-            if flight is not None and started.attempt == flight.attempt:
+            flight = self._of_attempt(started)
+            if flight is not None:
                 flight.answer.put_start(started.num_cached_tokens, started.prompt_logprobs, started.num_loaded_tokens)
         now_s = self._clock.now_s()
         for event in message.tokens:
@@ -153,9 +155,14 @@ class Follower:
 
     def _on_begun(self, prompts: Sequence[Begun]) -> None:
         for begun in prompts:
-            flight = self._in_flight.get(begun.request_id)
-            if flight is not None and begun.attempt == flight.attempt and flight.prefill_started_s is None:
+            flight = self._of_attempt(begun)
+            if flight is not None and flight.prefill_started_s is None:
                 flight.prefill_started_s = begun.prefill_started_s
+
+    def _of_attempt(self, news: Loading | Begun | Started | TokenEvent | TokenRun) -> InFlight | None:
+        """Return the request that this is about; None if it has ended, or is at another attempt by now."""
+        flight = self._in_flight.get(news.request_id)
+        return flight if flight is not None and news.attempt == flight.attempt else None
 
     def _find(self, message: Tokens, request_id: RequestId, attempt: int | None) -> InFlight | None:
         """Return the request whose end this is; None if it is an echo. Only its decode worker may end a request."""
@@ -170,14 +177,13 @@ class Follower:
     def _on_token(self, event: TokenEvent, now_s: float) -> None:
         # The sender is not compared: a first token that outlived its prefill worker is as good as any, and its decode
         # worker, which was told of it by `Filled`, may never send it again.
-        flight = self._in_flight.get(event.request_id)
-        if flight is None or event.attempt != flight.attempt or not flight.answer.put_token(event):
-            return
-        self._on_news(flight, event.choice, event.index, 1, now_s)
+        flight = self._of_attempt(event)
+        if flight is not None and flight.answer.put_token(event):
+            self._on_news(flight, event.choice, event.index, 1, now_s)
 
     def _on_run(self, run: TokenRun, now_s: float) -> None:
-        flight = self._in_flight.get(run.request_id)
-        if flight is None or run.attempt != flight.attempt:
+        flight = self._of_attempt(run)
+        if flight is None:
             return
         num_new = flight.answer.put_run(run)
         if num_new:

@@ -117,8 +117,8 @@ class Worker:
         eviction = make_order(order.eviction, len(block_ids))
         self._cache = PrefixCache(block_ids, held, eviction) if order.caches else PrefixCache([])
         # What it reads for other machines nobody looks for here: only owners of answers tell what they have.
-        told = self._cache if order.writes_answers else PrefixCache([])
-        self._cache_log = CacheLog(order.worker_id, order.incarnation, told)
+        self._told_cache = self._cache if order.writes_answers else PrefixCache([])
+        self._cache_log = CacheLog(order.worker_id, order.incarnation, self._told_cache)
         self._is_snapshot_wanted = self._is_stopping = False
         self._tiering: Tiering | None = None
         self._hit_log = HitLog(order.worker_id, clock.now_s())
@@ -288,7 +288,7 @@ class Worker:
 
     def _send_heartbeat(self, state: WorkerState) -> None:
         self._next_heartbeat_s = self._clock.now_s() + HEARTBEAT_INTERVAL_S
-        order, load, cache = self._order, self._role.load(), self._cache
+        order, load, cache = self._order, self._role.load(), self._told_cache
         self._neighbours.look_around()
         self._speed.on_time(self._clock.now_s())
         status = WorkerStatus(
@@ -296,9 +296,9 @@ class Worker:
             pid=os.getpid(),
             cores=order.cores,
             engine=self._engine.name,
-            num_blocks=cache.num_blocks if order.writes_answers else 0,
-            num_free_blocks=cache.num_free_blocks if order.writes_answers else 0,
-            num_cached_blocks=cache.num_cached_blocks if order.writes_answers else 0,
+            num_blocks=cache.num_blocks,
+            num_free_blocks=cache.num_free_blocks,
+            num_cached_blocks=cache.num_cached_blocks,
             num_running=load.num_running,
             num_waiting=load.num_waiting,
             queued_prefill_tokens=load.queued_prefill_tokens,
