@@ -32,8 +32,7 @@ export class Timeline {
     this.#canvas = canvas;
     this.#pointed = pointed;
     this.#requests = requests;
-    canvas.addEventListener("pointermove", (event) => (this.#pointer = [event.offsetX, event.offsetY]));
-    canvas.addEventListener("pointerdown", (event) => (this.#pointer = [event.offsetX, event.offsetY]));
+    for (const kind of ["pointermove", "pointerdown"]) canvas.addEventListener(kind, (event) => this.#pointAt(event));
     canvas.addEventListener("pointerleave", () => (this.#pointer = null));
     requestAnimationFrame((ms) => this.#onTime(ms));
   }
@@ -69,6 +68,12 @@ export class Timeline {
     }
     pen.stroke();
     return this.#canvas.getContext("2d").createPattern(tile, "repeat");
+  }
+
+  // Told at once, however seldom frames are drawn: it is the bar that one sees.
+  #pointAt(event) {
+    this.#pointer = [event.offsetX, event.offsetY];
+    this.#tell();
   }
 
   #onTime(ms) {
