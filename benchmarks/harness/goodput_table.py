@@ -88,12 +88,12 @@ def _table(found: list[Found]) -> Table:
     return table
 
 
-def goodput_table(output: Path) -> str:
+def goodput_table(output: Path, title: str = "workload, limit") -> str:
     """Return a Markdown table: requests a second, the median over seeds, for every workload, limit and server."""
     found, _ = read_goodputs(output)
     table = _table(found)
     servers = [name for name in COLUMNS if any(name in rates for rates in table.values())]
-    lines = [f"| workload, limit | {' | '.join(servers)} |", "|---|" + "---|" * len(servers)]
+    lines = [f"| {title} | {' | '.join(servers)} |", "|---|" + "---|" * len(servers)]
     for (workload, limit), rates in sorted(table.items(), key=lambda item: (item[0][0], item[0][1] != "tight")):
         best = max(median(list(by_seed.values())) for by_seed in rates.values())
         cells = [_rate_cell(rates.get(server), best) for server in servers]
