@@ -5,7 +5,7 @@ happened in between.
 """
 
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from diptych.core.ids import BlockHash, RequestId
@@ -31,8 +31,8 @@ class Placement:
     """Of the prompt, as far as the router knows; at least 1. What is to be copied is not counted."""
     num_new_blocks: int
     """Blocks that the prompt takes besides those in the decode worker's prefix cache."""
-    forecast: Pair
-    """What was predicted."""
+    forecast: Callable[[], Pair]
+    """Says what is predicted, as of the moment at which these were chosen."""
     copy: CopyOrder | None = None
     """What the decode worker is to copy from another's cache first."""
 
@@ -130,18 +130,18 @@ class Placer:
         if route is None:
             return None
         self._turn += 1
-        return self._placement(num_prompt_tokens, matched_blocks.get(route.pair.owner, 0), route)
+        return self._placement(num_prompt_tokens, matched_blocks.get(route.owner, 0), route)
 
     def _placement(self, num_prompt_tokens: int, num_matched_blocks: int, route: Route) -> Placement:
-        pair, copy = route.pair, route.copy
+        copy = route.copy
         num_cached_blocks = num_matched_blocks if copy is None else copy.num_blocks
         return Placement(
-            decode=self._registry.life(pair.owner),
-            prefill=None if pair.reader == pair.owner else self._registry.life(pair.reader),
+            decode=self._registry.life(route.owner),
+            prefill=None if route.reader == route.owner else self._registry.life(route.reader),
             num_prompt_tokens=num_prompt_tokens,
             # The last prompt token is always computed: its logits are the first token.
             num_uncached_tokens=max(num_prompt_tokens - num_cached_blocks * self._block_size, 1),
             num_new_blocks=-(-num_prompt_tokens // self._block_size) - num_matched_blocks,
-            forecast=pair,
+            forecast=route.predict,
             copy=None if copy is None else CopyOrder(copy.num_blocks, self._registry.life(copy.source).address),
         )
