@@ -23,6 +23,7 @@ PROGRAMS = (
     "interference",
     "frontend_speed",
     "routing_speed",
+    "several_routers",
     "structured_output",
     "prefix_index",
     "resume",

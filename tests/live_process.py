@@ -5,6 +5,7 @@ Every process that a test starts inherits a mark in its environment, by which it
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +74,14 @@ class Command:
         """Wait until it says where it serves."""
         self._clients.append(LiveServer(self.wait_for_url()))
         return self._clients[-1]
+
+    def wait_for_servers(self) -> list[LiveServer]:
+        """The same of each of its frontends."""
+        self.wait_for_url()
+        line = next(line for line in self.stdout.splitlines() if " at http" in line)
+        servers = [LiveServer(url) for url in re.findall(r"https?://\S+", line)]
+        self._clients += servers
+        return servers
 
     def wait_for_url(self) -> str:
         """The same, for a server that wants more of its clients than to connect."""

@@ -18,6 +18,7 @@ PROGRAMS = {
     "handoff_latency": "--num-requests 2 --num-background 2",
     "startup_and_memory": "--num-requests 2 --prompt-tokens 64",
     "routing_speed": "--num-workers 40 --num-decisions 3",
+    "several_routers": "--num-frontends 2 --gaps-ms 0 5 --num-bursts 2",
     "frontend_speed": "--num-streams 4 --num-tokens 60 --profile-s 1",
     "structured_output": "--batch-sizes 2 --max-tokens 64",
     "prefix_index": "--num-workers 20 --blocks-per-worker 320 --prompt-blocks 100 --num-prompts 20 --peer none",

@@ -27,6 +27,13 @@ def test_mixed_alone_means_no_other_workers() -> None:
     assert (config.num_prefill, config.num_decode) == (0, 1)
 
 
+def test_frontends_have_ports_that_follow_each_other() -> None:
+    assert load_config({"port": 65_534, "frontends": 2}, {}, None).frontends == 2
+    assert load_config({"port": 0, "frontends": 16}, {}, None).frontends == 16
+    with pytest.raises(ConfigError, match="3 frontends from port 65534 on: there is no port above 65535"):
+        load_config({"port": 65_534, "frontends": 3}, {}, None)
+
+
 def test_routing_follows_the_set_up_unless_it_is_named() -> None:
     assert ServeConfig().routing_name == "predicted"
     assert ServeConfig(adaptive=False).routing_name == "overlap-load"

@@ -9,7 +9,7 @@ import pytest
 from diptych.core.clock import VirtualClock
 from diptych.core.errors import PeerUnreachableError
 from diptych.core.events import FinishReason, Lifecycle
-from diptych.core.ids import BlockHash, RequestId, WorkerId
+from diptych.core.ids import BlockHash, RequestId, RouterId, WorkerId
 from diptych.core.messages import (
     Aborted,
     CacheChange,
@@ -86,13 +86,14 @@ class SilentInbox:
 class Cluster:
     """The router under test, its clock, and words to put into its workers' mouths."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  all but the first by keyword
         self,
         expected: Mapping[str, Role] | None = None,
         staff: Staff | None = None,
         observer: Observer | None = None,
         clock: VirtualClock | None = None,
         letters: LetterBox | None = None,
+        fellows: Mapping[RouterId, str] | None = None,
         **settings: float,
     ) -> None:
         """`letters`: where the router's go; None: to `outbox`."""
@@ -109,6 +110,7 @@ class Cluster:
             expected_workers={WorkerId(name): role for name, role in (expected or {}).items()},
             staff=staff,
             observer=observer,
+            fellows=fellows,
         )
 
     def request(

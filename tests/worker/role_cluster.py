@@ -18,12 +18,12 @@ import pytest
 from tests.worker.scripted_exchange import ScriptedExchange, Wires
 from tests.worker.scripted_tier import ScriptedTier, Shelf
 
-from diptych.core.addresses import public_endpoint
+from diptych.core.addresses import public_endpoint, router_name
 from diptych.core.clock import VirtualClock
 from diptych.core.control import ModelOrder, WorkerOrder
 from diptych.core.errors import DamagedBlockError, EngineError, GrammarError, PeerUnreachableError
 from diptych.core.events import FinishReason
-from diptych.core.ids import NO_NODE, BlockId, NodeId, RequestId, WorkerId
+from diptych.core.ids import FIRST_ROUTER, NO_NODE, BlockId, NodeId, RequestId, RouterId, WorkerId
 from diptych.core.messages import (
     Abort,
     Aborted,
@@ -73,7 +73,7 @@ VOCAB_SIZE = 1000
 FIRST_CHARACTER = 300
 """The token that is a space."""
 MODEL_KEY = "modeled"
-ROUTER = "router"
+ROUTER = router_name(FIRST_ROUTER)
 EXTENT_BLOCKS = 1
 START_S = 1000.0
 PATIENCE_S = 10_000.0
@@ -95,6 +95,8 @@ class RoleSettings:
     local_prefill_max_tokens: int = 8
     max_model_len: int | None = None
     """None: what a worker's blocks hold."""
+    num_routers: int = 1
+    """The first one is this cluster; what others are told is kept in `told_others`."""
     is_adaptive: bool = False
     slo_ttft_s: float = 1.0
     slo_tpot_s: float = 0.05
@@ -321,6 +323,7 @@ class RoleCluster:
         self.clock = VirtualClock(START_S)
         self.letters = Letters()
         self.heard: dict[RequestId, Heard] = {}
+        self.told_others: list[ToRouter] = []
         self.unheard: set[PeerAddress] = set()
         """Workers that others would have killed because they do not answer."""
         self.has_strangers = False
@@ -455,7 +458,7 @@ class RoleCluster:
             model=ModelOrder(name="m", path="", key=MODEL_KEY, eos_token_ids=sorted(settings.eos_token_ids)),
             endpoint=worker_id,
             node=self._node(worker_id),
-            router_endpoint=ROUTER,
+            routers={RouterId(number): router_name(RouterId(number)) for number in range(settings.num_routers)},
             segment_fd=-1,
             max_num_seqs=settings.max_num_seqs,
             chunk_tokens=settings.chunk_tokens,
@@ -579,6 +582,8 @@ class RoleCluster:
         elif receiver in self.workers:
             self.workers[receiver].receive(msgspec.msgpack.decode(data, type=ToWorker))
             self._after(receiver)
+        elif receiver.startswith(ROUTER):
+            self.told_others.append(msgspec.msgpack.decode(data, type=ToRouter))
 
     def deliver_frame(self, receiver: str, frame: bytes) -> None:
         """Deliver what may be no letter of anyone's."""
@@ -614,9 +619,12 @@ class RoleCluster:
             self.unheard |= role.ask_after_grants()
             arrivals = [sequence.arrival for sequence in role.roster.waiting]
             assert arrivals == sorted(arrivals), "first come, first served"
-            report = role.report.take(WorkerId(worker_id), self.address(worker_id).incarnation, None)
-            if report is not None:
-                self._hear(report)
+            incarnation = self.address(worker_id).incarnation
+            for router, report in role.report.take(WorkerId(worker_id), incarnation, None, [FIRST_ROUTER]).items():
+                if router == FIRST_ROUTER:
+                    self._hear(report)
+                else:
+                    self.letters.send(worker_id, router_name(router), report)
 
     def copy(self, worker_id: str, most_bytes: int = 10**9) -> bool:
         """Go on with what a worker copies; tell whether there was anything to copy, or to wait for no longer."""

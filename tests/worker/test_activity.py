@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from tests.live_server import eventually
 
-from diptych.core.ids import WorkerId
+from diptych.core.ids import RouterId, WorkerId
 from diptych.core.messages import SampleStacks
 from diptych.wire.wake import Wake
 from diptych.worker.activity import Activity, Place, activity_of
@@ -71,7 +71,7 @@ def test_it_sees_what_a_thread_does() -> None:
     thread.start()
     assert thread.ident is not None
     sampler = StackSampler(thread.ident, lambda: None, Wake())
-    sampler.begin(SampleStacks(number=7, duration_s=0.2))
+    sampler.begin(SampleStacks(number=7, duration_s=0.2, router=RouterId(1)))
     sampler.begin(SampleStacks(number=8, duration_s=9.0))  # passed over: it is busy
     taken = []
 
@@ -83,7 +83,8 @@ def test_it_sees_what_a_thread_does() -> None:
     eventually(is_done, "the samples")
     stop.set()
     thread.join()
-    (seen,) = taken
+    ((router, seen),) = taken
+    assert router == 1, "who asked"
     assert (seen.number, seen.incarnation) == (7, 3)
     assert sum(seen.stacks.values()) >= 3
     assert any(line.startswith("scheduling;") and f"{__name__}:busy_until" in line for line in seen.stacks)

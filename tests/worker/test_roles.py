@@ -6,7 +6,7 @@ from tests.worker.role_cluster import Heard, RoleCluster, start_roles
 
 from diptych.core.errors import BlockTableError, EngineError
 from diptych.core.events import FinishReason, Lifecycle
-from diptych.core.ids import BlockId
+from diptych.core.ids import FIRST_ROUTER, BlockId
 from diptych.core.messages import Aborted, Failed, FailureKind, Filled, Grant, GrantEnded, Revoke, Tokens
 from diptych.core.request import SampledToken
 from diptych.engine.modeled_engine import expected_tokens
@@ -549,7 +549,7 @@ def test_a_prompt_that_is_begun_is_told_at_once_and_once() -> None:
         cluster.deliver_all()
         worker = cluster.workers["mixed-0"]
         worker.begin()
-        told += [one.request_id for one in worker.decode.report.begun]
+        told += [one.request_id for one in worker.decode.report.of(FIRST_ROUTER).begun]
         cluster.end("mixed-0")
     finish(cluster)
     assert told == [heard.request.request_id]

@@ -48,6 +48,7 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     model: Annotated[str | None, setting_option("model", MODEL, "-m")] = None,
     host: Annotated[str | None, setting_option("host", API)] = None,
     port: Annotated[int | None, setting_option("port", API, "-p")] = None,
+    frontends: Annotated[int | None, setting_option("frontends", API)] = None,
     root_path: Annotated[str | None, setting_option("root_path", API, metavar="PATH")] = None,
     cors_origins: Annotated[str | None, setting_option("cors_origins", API, metavar="LIST")] = None,
     api_keys: Annotated[Path | None, setting_option("api_keys", API, metavar="FILE")] = None,
@@ -169,7 +170,7 @@ def _introduce(console: Console, server: Server) -> None:
     if server.started.disk is not None:
         console.print(server.started.disk.description)
     console.print(f"step times are predicted from {server.started.costs_source}")
-    typer.echo(f"Diptych serves {server.model_name} at {server.url}")
+    typer.echo(f"Diptych serves {server.model_name} at {' and '.join(server.urls)}")
     body = f'{{"model": "{server.model_name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if server.needs_keys else ""
     typer.echo(f"Try:  curl {server.url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'")

@@ -38,7 +38,9 @@ def status_command(
             console.print(f"{worker_id}: {info['outlook']}")
         if num_damaged := info["status"]["num_damaged_blocks"]:
             console.print(f"{worker_id}: met {num_damaged} KV blocks that were written astray; its log names them")
-    console.print(f"{status['model']}: {status['health']}, {status['num_requests']} requests running or waiting")
+    elsewhere = f", and {status['num_elsewhere']} with other frontends" if status["num_elsewhere"] else ""
+    num_requests = status["num_requests"]
+    console.print(f"{status['model']}: {status['health']}, {num_requests} requests running or waiting{elsewhere}")
 
 
 def remote_of(url: str, api_key: str | None, ca_cert: Path | None) -> Remote:

@@ -4,21 +4,33 @@ On one machine a worker's address is its socket, `ipc:///run/user/0/diptych/serv
 `node://NODE/decode-0-1`: every process knows its own machine's directory, and who passes on to other machines.
 """
 
-from diptych.core.ids import NodeId, WorkerId
+from diptych.core.ids import FIRST_ROUTER, NodeId, RouterId, WorkerId
 
 IPC_SCHEME = "ipc://"
 NODE_SCHEME = "node://"
 HEAD_NODE = NodeId("head")
-"""The machine with the router."""
+"""The machine with the routers."""
 BORDER_NAME = "border"
-"""The inbox of who passes letters on to other machines."""
-ROUTER_NAME = "router"
-"""The inbox of the router or, on other machines, of who passes on to it."""
+"""The inbox of who passes letters on to other machines: the first router or, on those, who passes on to it."""
 
 
 def node_worker_id(node: NodeId, worker_id: WorkerId) -> WorkerId:
     """Return what a worker of a machine that has joined is called: such as `rack2.decode-0`."""
     return WorkerId(f"{node}.{worker_id}")
+
+
+def router_name(router: RouterId) -> str:
+    """Return the name of a router's inbox or, on other machines, of the inbox of who passes on to it."""
+    return _numbered("router", router)
+
+
+def border_name(router: RouterId) -> str:
+    """Return the name of the inbox of a router for letters to other machines; nobody writes to any but the first's."""
+    return _numbered(BORDER_NAME, router)
+
+
+def _numbered(name: str, router: RouterId) -> str:
+    return name if router == FIRST_ROUTER else f"{name}-{router}"
 
 
 def local_name(worker_id: WorkerId) -> str:

@@ -36,6 +36,10 @@ NAME = Meta(min_length=1, max_length=256)
 NODE_NAME = Meta(max_length=36, pattern=r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$")
 """Of machines; empty where there is only one. As in host names, so that worker ids and paths can have it in them."""
 ENDPOINT = Meta(max_length=256)
+MAX_PORT = 65_535
+MAX_ROUTERS = 16
+ROUTER = Meta(ge=0, lt=MAX_ROUTERS)
+"""Of a `RouterId`."""
 HASH = Meta(min_length=16, max_length=16)
 """Of a `BlockHash`."""
 

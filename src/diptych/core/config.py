@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from diptych.core.bounds import MAX_PORT, MAX_ROUTERS
 from diptych.core.control import (
     AdmissionName,
     EngineKind,
@@ -65,7 +66,13 @@ class ServeConfig(BaseModel):
         default="smollm2-135m-instruct", description="Name, folder of OpenVINO IR, GGUF file, or hub id."
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
-    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(default=8000, ge=0, le=MAX_PORT, description="Port to listen on; 0 takes a free one.")
+    frontends: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_ROUTERS,
+        description="Frontends, each with a router of its own, on --port and the ports after it; all use all workers.",
+    )
     root_path: str = Field(
         default="",
         pattern=r"^(/[A-Za-z0-9._~-]+)*/?$",
@@ -266,6 +273,8 @@ class ServeConfig(BaseModel):
             raise ValueError("a cluster needs both: set --cluster-listen, and --cluster-keys (`diptych keys`)")
         if self.cluster is not None and self.cluster_listen is None:
             raise ValueError("machines that Ray starts must be able to join: set --cluster-listen and --cluster-keys")
+        if self.port and self.port + self.frontends - 1 > MAX_PORT:
+            raise ValueError(f"{self.frontends} frontends from port {self.port} on: there is no port above {MAX_PORT}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("HTTPS needs both: set --tls-cert and --tls-key")
         return self

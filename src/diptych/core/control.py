@@ -18,7 +18,7 @@ import msgspec
 from diptych.core.addresses import public_endpoint
 from diptych.core.api_keys import ApiKey
 from diptych.core.cost_model import CostModel
-from diptych.core.ids import NO_NODE, NodeId, WorkerId
+from diptych.core.ids import FIRST_ROUTER, NO_NODE, NodeId, RouterId, WorkerId
 from diptych.core.messages import PeerAddress, Role
 from diptych.core.node_messages import Layout
 
@@ -90,8 +90,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     model: ModelOrder
     endpoint: str
     """Of its inbox, on this machine."""
-    router_endpoint: str
-    """Where the router is, or who passes on to it, on this machine."""
+    routers: dict[RouterId, str]
+    """Where each router is, or who passes on to it, on this machine."""
     segment_fd: int
     max_num_seqs: int
     chunk_tokens: int
@@ -187,7 +187,11 @@ class FrontendOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All that the frontend's process needs to know."""
 
     incarnation: int
-    """Grows with every restart of the frontend."""
+    """Grows with every restart of this frontend."""
+    router: RouterId = FIRST_ROUTER
+    """Which of the server's routers is its own."""
+    fellows: dict[RouterId, str] = {}
+    """Where the others are."""
     model: ModelOrder
     max_model_len: int
     endpoint: str

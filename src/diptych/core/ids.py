@@ -8,6 +8,10 @@ RequestId = NewType("RequestId", str)
 WorkerId = NewType("WorkerId", str)
 """Names a worker's place in the cluster, such as `decode-0`; a replacement has the same id, another `incarnation`."""
 
+RouterId = NewType("RouterId", int)
+"""Names the place of a frontend's router, from 0; a frontend that takes a dead one's place has the same."""
+FIRST_ROUTER = RouterId(0)
+
 NodeId = NewType("NodeId", str)
 """Names a machine of a cluster; empty where there is only one."""
 NO_NODE = NodeId("")

@@ -9,6 +9,7 @@ from diptych.core.config import IS_NODE, ServeConfig
 from diptych.core.errors import ConfigError
 
 SHARED_SETTINGS = (
+    "frontends",
     "model",
     "engine",
     "modeled_time_scale",

@@ -104,6 +104,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Since the frontend's start; those that were refused are not counted."""
     num_unread: int = 0
     """Of those, without a first token: waiting, or their prompts are being read."""
+    num_elsewhere: int = 0
+    """Running or waiting with the server's other frontends, as far as they have told."""
     workers: dict[WorkerId, WorkerInfo]
     num_dropped_messages: int = 0
     """That came to the router and were none, or made no sense."""

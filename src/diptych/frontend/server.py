@@ -15,6 +15,7 @@ from functools import partial
 import uvicorn
 from fastapi import FastAPI
 
+from diptych.core.bounds import MAX_PORT
 from diptych.core.errors import LaunchError
 from diptych.frontend.client_connection import Intake
 from diptych.frontend.connections import Connections
@@ -24,7 +25,6 @@ from diptych.frontend.http_connection import HttpConnection
 log = logging.getLogger(__name__)
 
 BACKLOG_CONNECTIONS = 2048
-MAX_PORT = 65_535
 KEEP_ALIVE_S = 75
 """Longer than the idle time after which clients and proxies drop a pooled connection by themselves."""
 DRAIN_GRACE_S = 30.0

@@ -11,7 +11,7 @@ import uvloop
 import zmq
 import zmq.asyncio
 
-from diptych.core.addresses import BORDER_NAME
+from diptych.core.addresses import border_name
 from diptych.core.clock import SystemClock
 from diptych.core.control import (
     ALIVE_INTERVAL_S,
@@ -77,7 +77,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         model=order.model.name,
         max_model_len=order.max_model_len,
         hasher=BlockHasher(order.model.key, order.layout_fingerprint, block_size=order.block_size),
-        inbox=InspectedInbox(inbox, Neighbours(order.endpoint, order.workers, node=order.node)),
+        inbox=InspectedInbox(inbox, Neighbours(order.endpoint, order.workers, node=order.node), order.fellows),
         outbox=office or outbox,
         clock=clock,
         settings=RouterSettings(
@@ -90,6 +90,8 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
             slo_tpot_s=order.slo_tpot_s,
             admission=order.admission,
             queue_timeout_s=order.queue_timeout_s,
+            routing_seed=order.router,
+            router=order.router,
             frontend=order.incarnation,
         ),
         expected_workers=order.workers,
@@ -97,6 +99,7 @@ async def _run(order: FrontendOrder, control: ControlChannel[FromLauncher]) -> N
         staff=office or staff,
         observer=watch,
         nodes=office,
+        fellows=order.fellows,
     )
     settings = FrontendSettings(
         model_name=order.model.name,
@@ -192,9 +195,9 @@ class _Cluster:
     ) -> None:
         """Raises: LaunchError, ConfigError."""
         own, allowed = read_head_keys(Path(cluster.keys))
-        listen = HostPort.parse(cluster.listen, "--cluster-listen")
+        listen = HostPort.parse(cluster.listen, "--cluster-listen").of_router(order.router)
         self._border = RouterBorder(listen, own, allowed, DroppedMessages("the cluster's port"))
-        endpoint = f"{order.endpoint.rpartition('/')[0]}/{BORDER_NAME}"
+        endpoint = f"{order.endpoint.rpartition('/')[0]}/{border_name(order.router)}"
         self._letters: AsyncInbox[Letter] = AsyncInbox(zmq.asyncio.Context(context), endpoint, Letter)
         terms = Terms(
             settings=cluster.settings,

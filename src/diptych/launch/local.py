@@ -1,7 +1,7 @@
 """All processes of one machine: started in order, watched, drained and ended.
 
 segment, sockets -> workers compile -> they agree on the layout -> leases -> workers warm up -> ready
-                 -> the frontend loads its tokenizer meanwhile ----------> listens ------------^
+                 -> the frontends load their tokenizers meanwhile -------> listen ------------^
 """
 
 import threading
@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from diptych.core.bounds import MAX_PORT
 from diptych.core.config import ServeConfig
 from diptych.core.control import ClusterReady, FrontendListening, LayoutReport
 from diptych.core.errors import ConfigError
-from diptych.core.ids import WorkerId
+from diptych.core.ids import RouterId, WorkerId
 from diptych.core.messages import Role
 from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan, share_cores, usable_cores
@@ -35,7 +36,8 @@ from diptych.wire.cluster_keys import read_allowed, read_head_keys
 class StartedCluster:
     """What came up."""
 
-    url: str
+    urls: list[str]
+    """Of each frontend."""
     cores: CorePlan
     plan: SegmentPlan
     layout: LayoutReport
@@ -68,10 +70,10 @@ class LocalCluster:
             self._directory.close()
             raise
         self._crew = Crew(config, model, self._roles, self._cores, is_one_of_many=transfer is not None)
-        self._frontend: ChildProcess | None = None
+        self._frontends: list[ChildProcess] = []
         self._supervisor: Supervisor | None = None
         self.ended = threading.Event()
-        """Set when there is no frontend any more: it was asked to end, or dies again and again."""
+        """Set when there is no frontend any more: all were asked to end, or the last one dies again and again."""
 
     # Start
 
@@ -90,7 +92,8 @@ class LocalCluster:
     def _start(self, begin_s: float, on_progress: Callable[[str], None]) -> StartedCluster:
         watch = StartWatch(self._children, self._config.start_timeout_s)
         on_progress("starting the workers")
-        self._frontend = ChildProcess("frontend", FRONTEND_MODULE, self._orders.log)
+        for name in _frontend_names(self._config.frontends):
+            self._frontends.append(ChildProcess(name, FRONTEND_MODULE, self._orders.log))
         if self._roles:
             self._crew.begin(self._orders)
             on_progress("compiling the model")
@@ -100,26 +103,35 @@ class LocalCluster:
         else:
             on_progress("looking how the model lays out KV")
             agreement = self._agree_alone()
-        first_life = self._orders.first_frontend
-        self._frontend.control.send(self._orders.frontend(first_life, self._config.port, agreement))
-        port = watch.expect(self._frontend, FrontendListening).port
-        watch.expect(self._frontend, ClusterReady)
+        ports = self._open_frontends(watch, agreement)
         self._supervisor = Supervisor(
             self._orders,
             agreement,
             self._crew.segment_descriptor,
-            port,
+            ports,
             self._config.start_timeout_s,
             self._crew.workers,
-            self._frontend,
+            self._frontends,
             self.ended,
         )
         self._supervisor.start()
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         took_s = time.monotonic() - begin_s
         layout, plan, source = agreement.layout, agreement.plan, agreement.costs.source
-        url = f"{self._access.scheme}://{host}:{port}"
-        return StartedCluster(url, self._cores, plan, layout, source, took_s, self._disk)
+        urls = [f"{self._access.scheme}://{host}:{port}" for port in ports]
+        return StartedCluster(urls, self._cores, plan, layout, source, took_s, self._disk)
+
+    def _open_frontends(self, watch: StartWatch, agreement: Agreement) -> list[int]:
+        """Have all frontends listen; return their ports when all of them can serve. Raises: LaunchError."""
+        ports: list[int] = []
+        for number, child in enumerate(self._frontends):
+            port = self._config.port + number if self._config.port else 0
+            child.control.send(self._orders.frontend(RouterId(number), self._orders.first_frontend, port, agreement))
+        for child in self._frontends:
+            ports.append(watch.expect(child, FrontendListening).port)
+        for child in self._frontends:
+            watch.expect(child, ClusterReady)
+        return ports
 
     def _agree_alone(self) -> Agreement:
         """Return what machines that join must agree with, where no worker of this one says it."""
@@ -130,14 +142,14 @@ class LocalCluster:
         return Agreement(layout, SegmentPlan(0, {}, max_model_len), Costs({}, "the machines that join"))
 
     def _children(self) -> Sequence[ChildProcess]:
-        return [*self._crew.workers.values(), *([self._frontend] if self._frontend is not None else [])]
+        return [*self._crew.workers.values(), *self._frontends]
 
     # Stop
 
     def stop(self) -> None:
         """Finish running answers (up to `drain_timeout_s`), then end all processes and remove what they used."""
         if self._supervisor is not None:
-            self._supervisor.end_frontend(self._config.drain_timeout_s + STOP_TIMEOUT_S)
+            self._supervisor.end_frontends(self._config.drain_timeout_s + STOP_TIMEOUT_S)
         self._stop_supervisor()
         self._crew.stop()
         self.kill()
@@ -146,9 +158,9 @@ class LocalCluster:
         """End all processes at once and remove what they used; once more does nothing."""
         self._stop_supervisor()
         self._crew.kill()
-        if self._frontend is not None:
-            self._frontend.close()
-            self._frontend = None
+        for frontend in self._frontends:
+            frontend.close()
+        self._frontends = []
         self._directory.close()
 
     def _stop_supervisor(self) -> None:
@@ -156,8 +168,12 @@ class LocalCluster:
         if self._supervisor is not None:
             self._supervisor.stop()
             self._crew.take_back(self._supervisor.workers())
-            self._frontend = self._supervisor.frontend()
+            self._frontends = self._supervisor.frontends()
             self._supervisor = None
+
+
+def _frontend_names(count: int) -> list[str]:
+    return ["frontend"] if count == 1 else [f"frontend-{number}" for number in range(count)]
 
 
 def roles_of(config: ServeConfig) -> dict[WorkerId, Role]:
@@ -169,7 +185,9 @@ def roles_of(config: ServeConfig) -> dict[WorkerId, Role]:
 def _check_cluster(config: ServeConfig) -> None:
     """Raises: ConfigError if other machines are to join and cannot."""
     if config.cluster_listen is not None and config.cluster_keys is not None:
-        HostPort.parse(config.cluster_listen, "--cluster-listen")
+        listen = HostPort.parse(config.cluster_listen, "--cluster-listen")
+        if listen.port + config.frontends - 1 > MAX_PORT:
+            raise ConfigError(f"--cluster-listen: {config.frontends} frontends from {listen} on go above {MAX_PORT}")
         _, allowed = read_head_keys(config.cluster_keys)
         if not read_allowed(allowed):
             how = f"`diptych keys {config.cluster_keys} NAME` lets one"

@@ -31,7 +31,7 @@ from diptych.launch.crew import Crew
 from diptych.launch.disk_kv import plan_disk_kv
 from diptych.launch.local import roles_of
 from diptych.launch.orders import Agreement, Orders
-from diptych.launch.relay import Relay
+from diptych.launch.relays import Relays
 from diptych.launch.run_directory import RunDirectory
 from diptych.launch.segment_plan import SegmentPlan
 from diptych.launch.starting import StartWatch
@@ -69,6 +69,7 @@ class Node:
         """`own`: settings that are not the router's; None: not given."""
         self._name = name
         self._router = router
+        self._keys = keys
         self._own = own
         self._boot = secrets.token_hex(8)
         self._clock = SystemClock()
@@ -76,7 +77,7 @@ class Node:
         self._border = NodeBorder(self._context, router, keys, DroppedMessages(f"the connection to {router}"))
         self._directory: RunDirectory | None = None
         self._crew: Crew | None = None
-        self._relay: Relay | None = None
+        self._relays: Relays | None = None
         self._supervisor: Supervisor | None = None
         self._drain_timeout_s = 0.0
 
@@ -118,7 +119,8 @@ class Node:
         self._directory = RunDirectory()
         transfer = node_transfer(config, self._router, terms.transfer_secret)
         orders = Orders(config, model, Access(), roles, cores, self._directory, disk, self._name, transfer)
-        self._relay = Relay(self._context, self._border, orders, terms, offset, self._clock)
+        self._relays = Relays(self._context, self._border, self._router, self._keys, orders, terms, offset, self._clock)
+        relays = self._relays
         self._crew = Crew(config, model, roles, cores, is_one_of_many=True)
         crew = self._crew
         watch = StartWatch(lambda: list(crew.workers.values()), config.start_timeout_s)
@@ -131,7 +133,14 @@ class Node:
         for worker in crew.workers.values():
             watch.wait_until_up(worker)
         self._supervisor = Supervisor(
-            orders, agreement, crew.segment_descriptor, 0, config.start_timeout_s, crew.workers, None, self._relay.ended
+            orders,
+            agreement,
+            crew.segment_descriptor,
+            [],
+            config.start_timeout_s,
+            crew.workers,
+            [],
+            relays.signals.ended,
         )
         self._supervisor.start()
         join = Join(
@@ -145,8 +154,8 @@ class Node:
             segment_bytes=config.kv_bytes,
         )
         on_progress("joining")
-        self._relay.start(join, self._supervisor.ask, self._supervisor.greet_router)
-        self._wait_until_in(self._relay, join_timeout_s)
+        relays.start(join, self._supervisor.ask, self._supervisor.greet_router)
+        self._wait_until_in(relays, join_timeout_s)
         took_s = time.monotonic() - begin_s
         layout, plan, source = agreement.layout, agreement.plan, agreement.costs.source
         return StartedNode(self._name, cores, plan, layout, source, offset.round_trip_s, took_s)
@@ -174,41 +183,46 @@ class Node:
             self._clock.sleep(POLL_S)
         raise LaunchError(f"{reason} (tried for {timeout_s:.0f} s, --join-timeout-s)")
 
-    def _wait_until_in(self, relay: Relay, timeout_s: float) -> None:
+    def _wait_until_in(self, relays: Relays, timeout_s: float) -> None:
+        """Wait for all routers or, if that takes too long, for one. Raises: LaunchError."""
         give_up_s = self._clock.now_s() + timeout_s
-        while not relay.is_in.wait(POLL_S):
-            if relay.ended.is_set():
-                raise LaunchError(relay.failure or "a worker's process has failed")
+        while not relays.is_all_in:
+            if relays.signals.ended.is_set():
+                raise LaunchError(relays.failure or "a worker's process has failed")
             if self._clock.now_s() > give_up_s:
+                if relays.is_in:
+                    log.warning("not all routers have let this machine in yet; it serves for those that have")
+                    return
                 raise LaunchError(f"{self._router} did not let this machine in within {timeout_s:.0f} s")
+            self._clock.sleep(POLL_S)
 
     # Serve
 
     @property
     def is_in(self) -> bool:
-        """Whether the router knows this machine at the moment."""
-        return self._relay is not None and self._relay.is_in.is_set()
+        """Whether a router knows this machine at the moment."""
+        return self._relays is not None and self._relays.is_in
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the machine is to leave, because an operator wants it; tell whether it is.
 
         Raises: LaunchError if it cannot serve any more.
         """
-        relay = self._relay
-        assert relay is not None
-        if relay.ended.is_set():
-            raise LaunchError(relay.failure or "nobody looks after the workers any more; the log says why")
-        return relay.is_leave_wanted.wait(timeout_s)
+        relays = self._relays
+        assert relays is not None
+        if relays.signals.ended.is_set():
+            raise LaunchError(relays.failure or "nobody looks after the workers any more; the log says why")
+        return relays.signals.is_leave_wanted.wait(timeout_s)
 
     # Stop
 
     def stop(self) -> None:
         """Leave in order: what does not end within the drain's timeout goes on elsewhere. Then end all processes."""
-        relay, supervisor = self._relay, self._supervisor
-        if relay is not None and supervisor is not None:
-            relay.leave(self._drain_timeout_s)
+        relays, supervisor = self._relays, self._supervisor
+        if relays is not None and supervisor is not None:
+            relays.leave(self._drain_timeout_s)
             give_up_s = self._clock.now_s() + self._drain_timeout_s + LEFT_GRACE_S
-            while supervisor.num_living and relay.is_in.is_set() and self._clock.now_s() < give_up_s:
+            while supervisor.num_living and relays.is_in and self._clock.now_s() < give_up_s:
                 self._clock.sleep(POLL_S)
         self._stop_supervisor()
         if self._crew is not None:
@@ -220,8 +234,8 @@ class Node:
         self._stop_supervisor()
         if self._crew is not None:
             self._crew.kill()
-        if self._relay is not None:
-            self._relay.close()
+        if self._relays is not None:
+            self._relays.close()
         self._border.close()
         if self._directory is not None:
             self._directory.close()

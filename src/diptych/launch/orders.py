@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diptych.core.addresses import BORDER_NAME, HEAD_NODE, ROUTER_NAME, inbox_name, public_endpoint
+from diptych.core.addresses import HEAD_NODE, border_name, inbox_name, public_endpoint, router_name
 from diptych.core.config import ServeConfig
 from diptych.core.control import (
     ClusterOrder,
@@ -17,7 +17,7 @@ from diptych.core.control import (
     WorkerOrder,
 )
 from diptych.core.errors import ConfigError
-from diptych.core.ids import NO_NODE, NodeId, WorkerId
+from diptych.core.ids import NO_NODE, NodeId, RouterId, WorkerId
 from diptych.core.logs import LogSettings
 from diptych.core.messages import PeerAddress, Role
 from diptych.core.node_config import shared_settings
@@ -86,19 +86,19 @@ class Orders:
         return self._config.log
 
     @property
-    def router_endpoint(self) -> str:
-        """The router's inbox, in all its lives."""
-        return self._directory.endpoint(ROUTER_NAME)
+    def routers(self) -> dict[RouterId, str]:
+        """Each router's inbox, in all its lives."""
+        routers = [RouterId(number) for number in range(self._config.frontends)]
+        return {router: self._directory.endpoint(router_name(router)) for router in routers}
 
-    @property
-    def border_endpoint(self) -> str:
-        """The inbox of who passes on letters to other machines."""
-        return self._directory.endpoint(BORDER_NAME)
+    def border_endpoint(self, router: RouterId) -> str:
+        """Return the inbox of who passes on letters to other machines by way of this router."""
+        return self._directory.endpoint(border_name(router))
 
     @property
     def inboxes(self) -> str:
         """Where all inboxes of this machine are."""
-        return self.router_endpoint.rpartition("/")[0]
+        return self._directory.endpoint("").removesuffix("/")
 
     def worker_endpoint(self, worker_id: WorkerId, incarnation: int) -> str:
         """Return the inbox of a life of a worker."""
@@ -131,7 +131,7 @@ class Orders:
             kv_dtype=config.kv_dtype,
             model=self._model_order(),
             endpoint=self.worker_endpoint(worker_id, incarnation),
-            router_endpoint=self.router_endpoint,
+            routers=self.routers,
             segment_fd=segment_descriptor,
             max_num_seqs=config.max_num_seqs,
             chunk_tokens=config.chunk_tokens,
@@ -150,14 +150,17 @@ class Orders:
             transfer=self._transfer,
         )
 
-    def frontend(self, incarnation: int, port: int, agreement: Agreement) -> FrontendOrder:
-        """Return the order of a life of the frontend, which listens on `port`."""
-        config, access = self._config, self._access
+    def frontend(self, router: RouterId, incarnation: int, port: int, agreement: Agreement) -> FrontendOrder:
+        """Return the order of a life of a router's frontend, which listens on `port`."""
+        config, access, fellows = self._config, self._access, self.routers
+        endpoint = fellows.pop(router)
         return FrontendOrder(
             incarnation=incarnation,
+            router=router,
+            fellows=fellows,
             model=self._model_order(),
             max_model_len=agreement.plan.max_model_len,
-            endpoint=self.router_endpoint,
+            endpoint=endpoint,
             host=config.host,
             port=port,
             root_path=config.root_path,

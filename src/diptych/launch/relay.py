@@ -1,9 +1,11 @@
-"""What stands for the router on a machine that has joined: passes on what workers and router say to each other.
+"""What stands for a router on a machine that has joined: passes on what workers and router say to each other.
 
-Workers here write to this machine's `router` inbox, and are written to by it, as if the router were here. All moments
+Workers here write to its inbox on this machine, and are written to by it, as if the router were here. All moments
 are translated at this border (core/moments.py), by an offset that the answers to `NodeAlive` tell.
 
     OUT --Knock, Terms, Join--> JOINING --Welcome--> IN --nothing heard, SessionOver, a letter lost--> OUT
+
+Where there are several routers, each has a relay, which loses its router and finds it again by itself (relays.py).
 
 Invariants: what comes from a session that is over goes nowhere; when a session begins or ends, all workers are told to
 drop what they had from it, before they get anything of the next; a machine out of reach computes for nobody.
@@ -12,6 +14,7 @@ drop what they had from it, before they get anything of the next; a machine out 
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 import zmq
@@ -21,7 +24,7 @@ from diptych.core.clock import Clock
 from diptych.core.clock_offset import ClockOffset
 from diptych.core.control import Retire, Revive
 from diptych.core.errors import PeerUnreachableError
-from diptych.core.ids import WorkerId
+from diptych.core.ids import RouterId, WorkerId
 from diptych.core.messages import (
     FrontendGone,
     Heartbeat,
@@ -68,27 +71,41 @@ class _State(Enum):
     IN = auto()
 
 
+@dataclass(frozen=True, slots=True)
+class MachineSignals:
+    """What a machine's relays raise together."""
+
+    is_leave_wanted: threading.Event = field(default_factory=threading.Event)
+    """Set when an operator wants the machine to leave."""
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set when it cannot serve any more."""
+
+
 class Relay:
-    """Runs on a thread of its own from `start` to `close`; `offset` has been set by the first `Terms`."""
+    """Runs on a thread of its own from `start` to `close`."""
 
     def __init__(  # noqa: PLR0913, PLR0917  whom it stands between
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         border: NodeBorder,
         orders: Orders,
+        router: RouterId,
         terms: Terms,
         offset: ClockOffset,
         clock: Clock,
+        signals: MachineSignals,
     ) -> None:
-        """Open the inboxes of this machine. `border` is closed by `close`."""
+        """Open the inboxes of this machine for `router`. `terms`: of any router. `border` is closed by `close`."""
+        self._router = router
+        self._signals = signals
         self._border = border
         self._orders = orders
         self._terms = terms
         self._offset = offset
         self._clock = clock
         self._outbox = Outbox(context, orders.inboxes, orders.node)
-        self._inbox: Inbox[ToRouter] = Inbox(context, orders.router_endpoint, ToRouter)
-        self._far_inbox: Inbox[Letter] = Inbox(context, orders.border_endpoint, Letter)
+        self._inbox: Inbox[ToRouter] = Inbox(context, orders.routers[router], ToRouter)
+        self._far_inbox: Inbox[Letter] = Inbox(context, orders.border_endpoint(router), Letter)
         self._to_worker: FrameDecoder[ToWorker] = FrameDecoder(ToWorker, DroppedMessages("the border"))
         self._wake = Wake()
         self._state = _State.OUT
@@ -105,12 +122,9 @@ class Relay:
         self._greet: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
         self.is_in = threading.Event()
-        """Whether the machine has joined."""
-        self.is_leave_wanted = threading.Event()
-        """Set when an operator wants the machine to leave."""
+        """Whether the machine has joined this router."""
         self.failure: str | None = None
-        """Why it cannot join any more; set before `ended`."""
-        self.ended = threading.Event()
+        """Why it cannot join any more; set before the signal `ended`."""
 
     def start(self, join: Join, want: Callable[[Retire | Revive], None], greet: Callable[[], None]) -> None:
         """Begin to join. `want` has a worker ended or started; `greet` has a new router told who does not live."""
@@ -149,7 +163,7 @@ class Relay:
             log.exception("the relay has failed")
             self.failure = "the relay has failed; its log says why"
         if self.failure is not None:
-            self.ended.set()
+            self._signals.ended.set()
 
     def _turn(self) -> None:
         poller = zmq.Poller()
@@ -220,7 +234,7 @@ class Relay:
             case WorkerWanted(session=session) if self._is_current(session):
                 self._want(_wish_of(message))
             case NodeWanted(session=session) if self._is_current(session):
-                self.is_leave_wanted.set()
+                self._signals.is_leave_wanted.set()
             case _:
                 pass  # an echo of what is over
 
@@ -264,10 +278,11 @@ class Relay:
         self._border.reconnect()
 
     def _drop_all(self) -> None:
-        """Have the workers drop what they have: of this frontend's life, and of all before it."""
+        """Have the workers drop what they have of this router: of this life of its frontend, and of all before it."""
+        gone = FrontendGone(router=self._router, incarnation=self._terms.frontend)
         for worker_id, incarnation in self._lives.items():
             endpoint = self._orders.worker_address(worker_id, incarnation).endpoint
-            self._write(endpoint, FrontendGone(incarnation=self._terms.frontend))
+            self._write(endpoint, gone)
 
     # Letters
 

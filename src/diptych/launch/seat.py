@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from diptych.core.ids import WorkerId
+from diptych.core.ids import FIRST_ROUTER, RouterId, WorkerId
 from diptych.launch.process import ChildProcess
 
 
@@ -28,9 +28,11 @@ class Seat:
 
     name: str
     worker_id: WorkerId | None
-    """None: the frontend."""
+    """None: a frontend."""
     child: ChildProcess | None
     incarnation: int
+    router: RouterId = FIRST_ROUTER
+    """Of a frontend: which."""
     state: SeatState = SeatState.UP
     heard_s: float = 0.0
     """When it was last heard of, while it is up; else when the present state began."""

@@ -55,7 +55,12 @@ class Server:
     @property
     def url(self) -> str:
         """Where it listens, such as `http://127.0.0.1:8000`; OpenAI clients take this plus `/v1` as base URL."""
-        return self.started.url
+        return self.urls[0]
+
+    @property
+    def urls(self) -> list[str]:
+        """The same of all its frontends: each serves with all workers."""
+        return self.started.urls
 
     @property
     def needs_keys(self) -> bool:
@@ -69,7 +74,7 @@ class Server:
         return fetch_status(Remote(self.url, self._access.own_key, tls))
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until the server has ended by itself (its frontend died); tell whether it has."""
+        """Wait until the server has ended by itself (no frontend lives); tell whether it has."""
         return self._cluster.ended.wait(timeout_s)
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """Keeps the processes of a server alive: reaps who ends, kills who hangs, starts new ones in their places.
 
-A worker's death is told to the router, which moves its requests, and to the other workers, which let go of what they
-were doing for it. Its blocks are leased to the successor only when every other worker has said that it writes none of
-them any more (or is dead itself): the fence that keeps a late writer out of somebody else's blocks.
+A worker's death is told to the routers, which move its requests, and to the other workers, which let go of what they
+were doing for it; a frontend's to the workers, which free what it had asked for, and to the other routers. A worker's
+blocks are leased to its successor only when every other worker has said that it writes none of them any more (or is
+dead itself): the fence that keeps a late writer out of somebody else's blocks.
 
     UP --ends, or hangs and is killed--> DOWN --backoff--> COMPILING --> FENCING --> WARMING --> UP
 
@@ -13,14 +14,14 @@ import logging
 import select
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from queue import SimpleQueue
 
 import zmq
 
 from diptych.core.control import Alive, Fenced, LayoutReport, Retire, Revive, StartFailure, ToLauncher, Unheard
 from diptych.core.errors import LaunchError, PeerUnreachableError, ProtocolError
-from diptych.core.ids import WorkerId
+from diptych.core.ids import FIRST_ROUTER, RouterId, WorkerId
 from diptych.core.messages import FrontendGone, Message, PeerGone, WorkerExited
 from diptych.kv.header import SegmentHeader
 from diptych.launch.orders import Agreement, Orders
@@ -47,23 +48,25 @@ class Supervisor:
         orders: Orders,
         agreement: Agreement,
         segment_descriptor: int,
-        port: int,
+        ports: Sequence[int],
         start_timeout_s: float,
         workers: dict[WorkerId, ChildProcess],
-        frontend: ChildProcess | None,
+        frontends: Sequence[ChildProcess],
         ended: threading.Event,
     ) -> None:
-        """`frontend`: None where it is on another machine. `ended` is set when there is none any more: it was asked to
-        end, or dies again and again.
+        """`frontends`, and the `ports` that they listen on: none where they are on another machine. `ended` is set when
+        there is none any more: all were asked to end, or the last one dies again and again.
         """
         self._orders = orders
         self._agreement = agreement
         self._segment_descriptor = segment_descriptor
-        self._port = port
+        self._ports = ports
         self._start_timeout_s = start_timeout_s
         now_s = time.monotonic()
-        self._has_frontend = frontend is not None
-        self._frontend = Seat("frontend", None, frontend, orders.first_frontend, heard_s=now_s)
+        self._frontends = [
+            Seat(child.name, None, child, orders.first_frontend, RouterId(number), heard_s=now_s)
+            for number, child in enumerate(frontends)
+        ]
         self._workers = {
             worker_id: Seat(worker_id, worker_id, child, number, heard_s=now_s)
             for number, (worker_id, child) in enumerate(workers.items(), start=1)
@@ -71,7 +74,7 @@ class Supervisor:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox = Outbox(self._context, orders.inboxes, orders.node)
         self._asked: SimpleQueue[Retire | Revive] = SimpleQueue()
-        self._must_greet = threading.Event()
+        self._to_greet: SimpleQueue[RouterId] = SimpleQueue()
         self._is_ending = threading.Event()
         self._is_stopping = threading.Event()
         self._turned_s = now_s
@@ -82,12 +85,13 @@ class Supervisor:
         """Begin to watch."""
         self._thread.start()
 
-    def end_frontend(self, timeout_s: float) -> None:
-        """Let the frontend finish what it has and end, while everybody else is still looked after."""
+    def end_frontends(self, timeout_s: float) -> None:
+        """Let the frontends finish what they have and end, while everybody else is still looked after."""
         self._is_ending.set()
-        child = self._frontend.child
-        if child is not None:
+        children = [seat.child for seat in self._frontends if seat.child is not None]
+        for child in children:
             child.terminate()
+        if children:
             self._ended.wait(timeout_s)
 
     def stop(self) -> None:
@@ -102,9 +106,9 @@ class Supervisor:
         """Have a worker ended or started, as soon as its turn comes; from any thread."""
         self._asked.put(wish)
 
-    def greet_router(self) -> None:
+    def greet_router(self, router: RouterId = FIRST_ROUTER) -> None:
         """Tell a router that knows nobody yet of those who do not live; who lives greets it; from any thread."""
-        self._must_greet.set()
+        self._to_greet.put(router)
 
     @property
     def num_living(self) -> int:
@@ -115,12 +119,12 @@ class Supervisor:
         """Return all workers' processes that have not been reaped; only after `stop`."""
         return [seat.child for seat in self._workers.values() if seat.child is not None]
 
-    def frontend(self) -> ChildProcess | None:
-        """Return the frontend's process, if there is one; only after `stop`."""
-        return self._frontend.child
+    def frontends(self) -> list[ChildProcess]:
+        """Return the frontends' processes that have not been reaped; only after `stop`."""
+        return [seat.child for seat in self._frontends if seat.child is not None]
 
     def _seats(self) -> Iterable[Seat]:
-        return [*self._workers.values(), *([self._frontend] if self._has_frontend else [])]
+        return [*self._workers.values(), *self._frontends]
 
     # The loop
 
@@ -144,9 +148,8 @@ class Supervisor:
             self._look_after(seat, now_s)
         while not self._asked.empty():
             self._on_wish(self._asked.get(), now_s)
-        if self._must_greet.is_set():
-            self._must_greet.clear()
-            self._tell_router_of_absent()
+        while not self._to_greet.empty():
+            self._tell_router_of_absent(self._to_greet.get())
 
     def _wait(self) -> None:
         """Return when any process has said something or ended, or after a while."""
@@ -255,7 +258,7 @@ class Supervisor:
         if not self._is_ending.is_set():
             log.warning("%s has ended (%s); %s", seat.name, describe_exit(status), outlook)
         if seat.worker_id is None:
-            self._tell_workers(FrontendGone(incarnation=seat.incarnation))
+            self._tell_of_frontends_end(seat)
             return
         if had_blocks:
             seat.wrote_for = seat.incarnation
@@ -268,12 +271,20 @@ class Supervisor:
             self._outbox.forget(address)
             gone = PeerGone(worker_id=seat.worker_id, incarnation=seat.incarnation, endpoint=address.endpoint)
             self._tell_workers(gone)
-        self._tell_router_of_end(seat, status, outlook, will_return=will_return)
+        for endpoint in self._orders.routers.values():
+            self._tell_router_of_end(endpoint, seat, status, outlook, will_return=will_return)
+
+    def _tell_of_frontends_end(self, seat: Seat) -> None:
+        gone = FrontendGone(router=seat.router, incarnation=seat.incarnation)
+        self._tell_workers(gone)
+        for router, endpoint in self._orders.routers.items():
+            if router != seat.router:
+                self._send(endpoint, gone)
 
     def _plan_return(self, seat: Seat, now_s: float) -> tuple[bool, str]:
         """Set when the next life begins; return whether requests may wait for it, and what to say of it."""
         if seat.worker_id is None and self._is_ending.is_set():
-            self._ended.set()
+            self._end_if_last()
             return False, ""
         retirement, seat.retirement = seat.retirement, None
         if retirement is False:
@@ -288,15 +299,20 @@ class Supervisor:
         if not restart.is_crash_loop:
             return True, "a new one starts now"
         if seat.worker_id is None:
-            self._ended.set()
+            self._end_if_last()
         return False, f"it has died {restart.num_deaths} times of late; the next try is in {restart.delay_s:.0f} s"
+
+    def _end_if_last(self) -> None:
+        """Note that nobody serves any more, if that is so."""
+        if all(seat.child is None for seat in self._frontends):
+            self._ended.set()
 
     def _tell_workers(self, message: Message) -> None:
         for seat in self._workers.values():
             if seat.worker_id is not None and seat.has_blocks:
                 self._send(self._orders.worker_address(seat.worker_id, seat.incarnation).endpoint, message)
 
-    def _tell_router_of_end(self, seat: Seat, status: int, outlook: str, *, will_return: bool) -> None:
+    def _tell_router_of_end(self, endpoint: str, seat: Seat, status: int, outlook: str, *, will_return: bool) -> None:
         assert seat.worker_id is not None
         message = WorkerExited(
             worker_id=seat.worker_id,
@@ -305,7 +321,7 @@ class Supervisor:
             will_return=will_return,
             outlook=outlook,
         )
-        self._send(self._orders.router_endpoint, message)
+        self._send(endpoint, message)
 
     def _send(self, endpoint: str, message: Message) -> None:
         try:
@@ -341,15 +357,17 @@ class Supervisor:
     def _begin_frontend(self, seat: Seat, now_s: float) -> None:
         seat.child = ChildProcess(seat.name, FRONTEND_MODULE, self._orders.log)
         seat.enter(SeatState.WARMING, now_s)
-        seat.child.control.send(self._orders.frontend(seat.incarnation, self._port, self._agreement))
-        self._tell_router_of_absent()
+        port = self._ports[seat.router]
+        seat.child.control.send(self._orders.frontend(seat.router, seat.incarnation, port, self._agreement))
+        self._tell_router_of_absent(seat.router)
 
-    def _tell_router_of_absent(self) -> None:
+    def _tell_router_of_absent(self, router: RouterId) -> None:
         """It knows nobody yet: who lives greets it, who does not is told here."""
         for worker in self._workers.values():
             if not worker.has_blocks:
                 will_return = worker.child is not None or worker.due_s is not None
-                self._tell_router_of_end(worker, 0, "", will_return=will_return)
+                endpoint = self._orders.routers[router]
+                self._tell_router_of_end(endpoint, worker, 0, "", will_return=will_return)
 
     def _lease_if_fenced(self, seat: Seat, now_s: float) -> None:
         """Give the successor its blocks once nobody writes into them for the life before."""

@@ -14,9 +14,8 @@ TTFT; NVIDIA Dynamo, conditional disaggregation. There a role is fixed while a r
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
-
-import msgspec
 
 from diptych.core.cost_model import CostModel
 from diptych.core.ids import NO_NODE, NodeId, WorkerId
@@ -41,11 +40,9 @@ CHUNK_TOKENS = 256
 """In which prompts are thought to be read: predictions hardly depend on it."""
 
 
-class WorkerLoad(msgspec.Struct, frozen=True, gc=False):
-    """A worker at the moment of the decision.
-
-    Routers make several for each request, and such a struct is made in a sixth of a frozen dataclass's time.
-    """
+@dataclass(frozen=True, slots=True)
+class WorkerLoad:
+    """A worker at the moment of the decision."""
 
     worker_id: WorkerId
     role: Role

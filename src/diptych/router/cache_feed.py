@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from diptych.core.clock import Clock
 from diptych.core.errors import PeerUnreachableError
-from diptych.core.ids import WorkerId
+from diptych.core.ids import FIRST_ROUTER, RouterId, WorkerId
 from diptych.core.messages import CacheChange, CacheSnapshot, CacheSnapshotWanted, Heartbeat
 from diptych.router.ports import LetterBox
 from diptych.router.prefix_index import PrefixIndex
@@ -48,7 +48,9 @@ class _Follow:
 class CacheFeed:
     """Applies what workers tell to an index. Owned by the event loop's thread; no method waits."""
 
-    def __init__(self, index: PrefixIndex, outbox: LetterBox, clock: Clock) -> None:
+    def __init__(self, index: PrefixIndex, outbox: LetterBox, clock: Clock, router: RouterId = FIRST_ROUTER) -> None:
+        """`router`: whose index it is."""
+        self._router = router
         self._index = index
         self._outbox = outbox
         self._clock = clock
@@ -126,7 +128,7 @@ class CacheFeed:
     def _ask(self, worker_id: WorkerId, endpoint: str) -> None:
         self._behind[worker_id] = self._behind.pop(worker_id)  # to the end of the queue
         try:
-            self._outbox.send(endpoint, CacheSnapshotWanted())
+            self._outbox.send(endpoint, CacheSnapshotWanted(router=self._router))
         except PeerUnreachableError as error:
             log.warning("%s was not asked what it has cached: %s", worker_id, error)
 

@@ -336,8 +336,9 @@ class Follower:
         """Tell the decode worker that nobody waits for this choice (None: for any)."""
         if flight.owner is None:
             return
+        abort = Abort(request_id=flight.request_id, choice=choice, router=self._settings.router)
         try:
-            self._outbox.send(flight.owner.address.endpoint, Abort(request_id=flight.request_id, choice=choice))
+            self._outbox.send(flight.owner.address.endpoint, abort)
         except PeerUnreachableError as error:
             text = "%s was not told to abort %s: %s"
             log.warning(text, _owner_id(flight), flight.request_id, error, extra=about(request_id=flight.request_id))

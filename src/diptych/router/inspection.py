@@ -6,15 +6,18 @@ write to the inbox is the same user, and could as well end the process.
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from diptych.core.bounds import MAX_SNAPSHOT_PIECE_BLOCKS
-from diptych.core.ids import BlockHash, WorkerId
+from diptych.core.ids import BlockHash, RouterId, WorkerId
 from diptych.core.messages import (
     CacheSnapshot,
+    FrontendGone,
     Heartbeat,
     PeerAddress,
+    PlacedLoads,
+    PlacedLoadsWanted,
     Role,
     StackSamples,
     Tokens,
@@ -43,9 +46,10 @@ class KnowsLives(Protocol):
 class InspectedInbox:
     """A `LetterSlot` that brings only what makes sense."""
 
-    def __init__(self, inbox: AsyncInbox[ToRouter], neighbours: KnowsLives) -> None:
+    def __init__(self, inbox: AsyncInbox[ToRouter], neighbours: KnowsLives, fellows: Collection[RouterId] = ()) -> None:
+        """`fellows`: the server's other routers."""
         self._inbox = inbox
-        self._inspector = RouterInspector(neighbours)
+        self._inspector = RouterInspector(neighbours, fellows)
 
     @property
     def num_dropped(self) -> int:
@@ -61,10 +65,12 @@ class InspectedInbox:
 
 
 class RouterInspector:
-    """Judges what comes from one machine's workers and launcher."""
+    """Judges what comes from one machine's workers and launcher, and from other routers."""
 
-    def __init__(self, neighbours: KnowsLives) -> None:
+    def __init__(self, neighbours: KnowsLives, fellows: Collection[RouterId] = ()) -> None:
+        """`fellows`: other routers that may speak here."""
         self._neighbours = neighbours
+        self._fellows = frozenset(fellows)
         self._num_blocks: dict[WorkerId, int] = {}
         """Of each worker, as its last heartbeat says."""
 
@@ -82,6 +88,8 @@ class RouterInspector:
                 return self._find_sender_fault(message) or self._find_snapshot_fault(message)
             case WorkerExited(worker_id=worker_id):
                 return None if self._neighbours.knows(worker_id) else f"{worker_id} is no worker of this server"
+            case PlacedLoads(router=router) | PlacedLoadsWanted(router=router) | FrontendGone(router=router):
+                return None if router in self._fellows else f"there is no other router {router} here"
 
     def _find_heartbeat_fault(self, message: Heartbeat) -> str | None:
         address, status = message.address, message.status

@@ -1,12 +1,13 @@
-"""What this router has sent to a worker and not seen end: the part of its load that no heartbeat can know yet.
+"""What routers have sent to a worker and not seen end: the part of its load that no heartbeat can know yet.
 
 A heartbeat is up to half a second old, and in that time one router can send a whole burst to the worker that looked
-idle. So the router counts for itself and uses the heartbeat only for what others (another frontend) have put there.
+idle. So the router counts for itself, takes over what the server's other routers count (fellows.py), and uses the
+heartbeat only for what is beyond that.
 
 Invariant: every counter is the sum over the entries; releasing twice, or what was never assigned, changes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diptych.core.cost_model import count_pairs
@@ -51,8 +52,12 @@ class Counter:
             self._own -= amount
             self._on_change()
 
+    def amount(self, request_id: RequestId) -> int:
+        """Return what is counted for the request; 0: nothing."""
+        return self._amounts.get(request_id, 0)
+
     def on_report(self, reported: int) -> None:
-        """Take what the worker has beyond our own for the work of others, until its next report."""
+        """Take what the worker has beyond what is counted here for the work of others, until its next report."""
         foreign = max(reported - self._own, 0)
         if foreign != self._foreign:
             self._foreign = foreign
@@ -71,7 +76,7 @@ class Counter:
 
     @property
     def total(self) -> int:
-        """Our own as of now, plus that of others as of the last report."""
+        """What is counted here as of now, plus that of others as of the last report."""
         return self._own + self._foreign
 
 
@@ -97,6 +102,30 @@ class Ledger:
     def empty(cls, on_change: OnChange = _tell_nobody) -> "Ledger":
         """Return the ledger of a worker that has just come up; `on_change` is called with each change of a counter."""
         return cls(*(Counter(on_change) for _ in range(6)))
+
+    @property
+    def _counters(self) -> tuple[Counter, ...]:
+        return (
+            self.sequences,
+            self.blocks,
+            self.context_tokens,
+            self.unread,
+            self.prefill_tokens,
+            self.prefill_pairs,
+        )
+
+    def amounts(self, request_id: RequestId) -> tuple[int, int, int, int, int, int]:
+        """Return what the request counts, in the order of the counters."""
+        one, two, three, four, five, six = (counter.amount(request_id) for counter in self._counters)
+        return one, two, three, four, five, six
+
+    def set_amounts(self, request_id: RequestId, amounts: Sequence[int]) -> None:
+        """Count exactly these for the request, in the same order; of 0 nothing."""
+        for counter, amount in zip(self._counters, amounts, strict=True):
+            if amount:
+                counter.assign(request_id, amount)
+            else:
+                counter.release(request_id)
 
     def on_status(self, status: WorkerStatus) -> None:
         """Compare with what the worker says of itself."""
@@ -125,5 +154,5 @@ class Ledger:
 
     @property
     def num_requests(self) -> int:
-        """Requests that the router has sent here, for whichever phase, and not seen end."""
+        """Requests that routers have sent here, for whichever phase, and not seen end."""
         return max(len(self.sequences), len(self.prefill_tokens))

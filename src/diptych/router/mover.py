@@ -167,6 +167,7 @@ class Mover:
             request=flight.request,
             attempt=flight.attempt,
             prefill=None if prefill is None else prefill.address,
+            router=self._settings.router,
             frontend=self._settings.frontend,
             answers=flight.begun_answers,
             # Whose blocks another machine cannot read: there all is computed again.

@@ -18,6 +18,13 @@ from diptych.router.prefix_index import PrefixIndex
 from diptych.router.registry import WorkerLife, WorkerRegistry
 from diptych.router.settings import RouterSettings
 
+OnChange = Callable[[RequestId, WorkerLife], None]
+"""Called when what a request counts on a worker may have changed."""
+
+
+def tell_nobody(request_id: RequestId, life: WorkerLife) -> None:
+    """Where there is no other router."""
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -31,10 +38,11 @@ class Placement:
     """Of the prompt, as far as the router knows; at least 1. What is to be copied is not counted."""
     num_new_blocks: int
     """Blocks that the prompt takes besides those in the decode worker's prefix cache."""
-    forecast: Callable[[], Pair]
-    """Says what is predicted, as of the moment at which these were chosen."""
+    forecast: Pair
+    """What was predicted."""
     copy: CopyOrder | None = None
     """What the decode worker is to copy from another's cache first."""
+    on_change: OnChange = tell_nobody
 
     def assign(self, request_id: RequestId, num_choices: int = 1) -> None:
         """Count the request as load of its workers."""
@@ -43,6 +51,12 @@ class Placement:
         self.decode.ledger.blocks.assign(request_id, self.num_new_blocks)
         self.decode.ledger.context_tokens.assign(request_id, num_choices * self.num_prompt_tokens)
         self._assign_prompt(request_id, self.prefill or self.decode)
+        self._tell(request_id)
+
+    def _tell(self, request_id: RequestId) -> None:
+        self.on_change(request_id, self.decode)
+        if self.prefill is not None:
+            self.on_change(request_id, self.prefill)
 
     def on_tokens(self, request_id: RequestId) -> None:
         """Take note of tokens of the answer: they say that the prompt has been read."""
@@ -53,10 +67,12 @@ class Placement:
         """Count so many blocks more: the answer has outgrown the last one."""
         self.decode.ledger.blocks.grow(request_id, num_blocks)
         self.decode.ledger.context_tokens.grow(request_id, num_blocks * block_size)
+        self.on_change(request_id, self.decode)
 
     def on_prefill_gone(self, request_id: RequestId) -> None:
         """Count the prompt as the decode worker's own: it reads it itself after its prefill worker's death."""
         self._assign_prompt(request_id, self.decode)
+        self._tell(request_id)
 
     def _assign_prompt(self, request_id: RequestId, reader: WorkerLife) -> None:
         num_cached_tokens = self.num_prompt_tokens - self.num_uncached_tokens
@@ -68,6 +84,7 @@ class Placement:
         if request_id in ledger.prefill_tokens:
             num_left = max(self.num_prompt_tokens - num_tokens, 1)
             ledger.assign_prompt(request_id, num_left, self.num_prompt_tokens - num_left)
+            self._tell(request_id)
 
     def on_prefilled(self, request_id: RequestId) -> None:
         """Count the prompt as read."""
@@ -75,20 +92,29 @@ class Placement:
         self.decode.ledger.release_prompt(request_id)
         if self.prefill is not None:
             self.prefill.ledger.release_prompt(request_id)
+        self._tell(request_id)
 
     def release(self, request_id: RequestId) -> None:
         """Stop counting the request anywhere."""
         self.decode.ledger.release(request_id)
         if self.prefill is not None:
             self.prefill.ledger.release(request_id)
+        self._tell(request_id)
 
 
 class Placer:
     """Turns a prompt into a placement. Keeps what its policy remembers: how many decisions there were, and chance."""
 
     def __init__(
-        self, registry: WorkerRegistry, prefixes: PrefixIndex, block_size: int, settings: RouterSettings
+        self,
+        registry: WorkerRegistry,
+        prefixes: PrefixIndex,
+        block_size: int,
+        settings: RouterSettings,
+        on_change: OnChange = tell_nobody,
     ) -> None:
+        """`on_change`: hears of all changes of what is counted for placed requests."""
+        self._on_change = on_change
         self._registry = registry
         self._prefixes = prefixes
         self._block_size = block_size
@@ -130,18 +156,19 @@ class Placer:
         if route is None:
             return None
         self._turn += 1
-        return self._placement(num_prompt_tokens, matched_blocks.get(route.owner, 0), route)
+        return self._placement(num_prompt_tokens, matched_blocks.get(route.pair.owner, 0), route)
 
     def _placement(self, num_prompt_tokens: int, num_matched_blocks: int, route: Route) -> Placement:
-        copy = route.copy
+        pair, copy = route.pair, route.copy
         num_cached_blocks = num_matched_blocks if copy is None else copy.num_blocks
         return Placement(
-            decode=self._registry.life(route.owner),
-            prefill=None if route.reader == route.owner else self._registry.life(route.reader),
+            decode=self._registry.life(pair.owner),
+            prefill=None if pair.reader == pair.owner else self._registry.life(pair.reader),
             num_prompt_tokens=num_prompt_tokens,
             # The last prompt token is always computed: its logits are the first token.
             num_uncached_tokens=max(num_prompt_tokens - num_cached_blocks * self._block_size, 1),
             num_new_blocks=-(-num_prompt_tokens // self._block_size) - num_matched_blocks,
-            forecast=route.predict,
+            forecast=pair,
             copy=None if copy is None else CopyOrder(copy.num_blocks, self._registry.life(copy.source).address),
+            on_change=self._on_change,
         )

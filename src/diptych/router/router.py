@@ -23,13 +23,16 @@ from diptych.core.errors import (
     UnavailableError,
 )
 from diptych.core.events import RequestRecord
-from diptych.core.ids import BlockHash, NodeId, WorkerId
+from diptych.core.ids import BlockHash, NodeId, RouterId, WorkerId
 from diptych.core.messages import (
     CacheSnapshot,
+    FrontendGone,
     HealthState,
     Heartbeat,
     PeerAddress,
     PeerGone,
+    PlacedLoads,
+    PlacedLoadsWanted,
     Role,
     StackSamples,
     Tokens,
@@ -42,9 +45,10 @@ from diptych.core.service import AnswerPart, ClusterStatus, RunningAnswer
 from diptych.policy.admission import Rejected, admit
 from diptych.router.cache_feed import CacheFeed
 from diptych.router.drains import Drains
+from diptych.router.fellows import Fellows
 from diptych.router.follower import Follower
 from diptych.router.in_flight import InFlight
-from diptych.router.placement import Placer
+from diptych.router.placement import Placer, tell_nobody
 from diptych.router.ports import LetterBox, LetterSlot, Nodes, NoNodes, NoStaff, Observer, PromptHasher, Staff
 from diptych.router.prefix_index import PrefixIndex
 from diptych.router.registry import WorkerLife, WorkerRegistry
@@ -94,7 +98,9 @@ class Router:
         staff: Staff | None = None,
         observer: Observer | None = None,
         nodes: Nodes | None = None,
+        fellows: Mapping[RouterId, str] | None = None,
     ) -> None:
+        """`fellows`: inboxes of the other routers that place requests on the same workers."""
         self._model = model
         self._max_model_len = max_model_len
         self._hasher = hasher
@@ -103,14 +109,18 @@ class Router:
         self._settings = settings
         self._registry = WorkerRegistry(expected_workers, clock, settings.heartbeat_timeout_s, costs or {})
         self._prefixes = PrefixIndex()
-        self._cache_feed = CacheFeed(self._prefixes, outbox, clock)
-        placer = Placer(self._registry, self._prefixes, hasher.block_size, settings)
+        self._cache_feed = CacheFeed(self._prefixes, outbox, clock, settings.router)
+        self._staff = staff or NoStaff()
+        self._drains = Drains(self._registry, clock, self._staff.retire, has_fellows=bool(fellows))
+        self._fellows = Fellows(
+            fellows or {}, settings, self._registry, self._drains, outbox, clock, lambda: self._follower.num_in_flight
+        )
+        on_change = self._fellows.on_change if fellows else tell_nobody
+        placer = Placer(self._registry, self._prefixes, hasher.block_size, settings, on_change)
         self._observer = observer
         self._follower = Follower(placer, outbox, clock, settings, hasher.block_size, max_model_len, observer)
-        self._staff = staff or NoStaff()
-        self._stack_sampling = StackSampling(self._registry, outbox)
+        self._stack_sampling = StackSampling(self._registry, outbox, settings.router)
         self._nodes = nodes or NoNodes()
-        self._drains = Drains(self._registry, clock, self._staff.retire)
         self._was_ready = False
         self._is_draining = False
 
@@ -150,8 +160,9 @@ class Router:
                 f"the prompt has {num_prompt_tokens} tokens; {self._model} takes 1 to {self._max_model_len - 1}",
                 code="context_length_exceeded" if num_prompt_tokens else None,
             )
+        num_outstanding = self._follower.num_in_flight + self._fellows.num_requests
         admission = admit(
-            self._follower.num_in_flight, self._settings.max_outstanding_requests, self._follower.history.mean_request_s
+            num_outstanding, self._settings.max_outstanding_requests, self._follower.history.mean_request_s
         )
         if isinstance(admission, Rejected):
             raise OverloadedError(admission.reason, retry_after_s=admission.retry_after_s)
@@ -176,6 +187,7 @@ class Router:
             num_requests=self._follower.num_in_flight,
             num_ended=self._follower.history.num_ended,
             num_unread=self._follower.num_unread,
+            num_elsewhere=self._fellows.num_requests,
             workers=self._registry.worker_infos(),
             num_dropped_messages=self._inbox.num_dropped,
             nodes=self._nodes.infos(),
@@ -198,7 +210,9 @@ class Router:
 
     def drain_worker(self, worker_id: WorkerId, timeout_s: float, *, will_return: bool) -> PeerAddress:
         """Take a worker out of service, in order; see `diptych.core.service.ClusterService`."""
-        return self._drains.begin(worker_id, timeout_s, will_return=will_return)
+        address = self._drains.begin(worker_id, timeout_s, will_return=will_return)
+        self._fellows.hurry()
+        return address
 
     def revive_worker(self, worker_id: WorkerId) -> None:
         """Start a worker that is down; see `diptych.core.service.ClusterService`."""
@@ -252,6 +266,7 @@ class Router:
                 tasks.create_task(self._receive_forever())
                 tasks.create_task(self._sweep_forever())
                 tasks.create_task(self._tidy_forever())
+                tasks.create_task(self._fellows.run())
         finally:
             self.begin_drain()
             self._follower.stop()
@@ -272,6 +287,7 @@ class Router:
         self._follower.sweep()
         self._drains.sweep()
         self._cache_feed.sweep()
+        self._fellows.sweep()
 
     async def _tidy_forever(self) -> None:
         while True:
@@ -279,7 +295,7 @@ class Router:
             await asyncio.sleep(TIDY_INTERVAL_S if is_more else SWEEP_INTERVAL_S)
 
     def on_message(self, message: ToRouter) -> None:
-        """Take in one message of a worker or of the launcher."""
+        """Take in one message of a worker, of the launcher or of another router."""
         match message:
             case Tokens():
                 if message.cache_change is not None:
@@ -290,14 +306,13 @@ class Router:
             case StackSamples():
                 self._stack_sampling.on_samples(message)
             case Heartbeat():
-                if self._observer is not None:
-                    self._observer.on_heartbeat(message)
-                # A new life of a worker is only started once the old one has been reaped, so it tells of that end too.
-                self._on_worker_gone(self._registry.on_heartbeat(message))
-                self._cache_feed.on_heartbeat(message)
-                self._follower.settle_homeless()
-                if not self._was_ready:
-                    self._was_ready = self._registry.can_decode and self._registry.has_everyone_come_up
+                self._on_heartbeat(message)
+            case PlacedLoads():
+                self._fellows.on_loads(message)
+            case PlacedLoadsWanted():
+                self._fellows.on_wanted(message)
+            case FrontendGone():
+                self._fellows.on_gone(message)
             case WorkerExited():
                 self._cache_feed.on_worker_gone(message.worker_id, message.incarnation)
                 life = self._registry.on_exited(
@@ -308,6 +323,21 @@ class Router:
                 )
                 self._on_worker_gone(life, is_orderly=message.exit_status == 0)
                 self._follower.settle_homeless()  # nobody may be coming any more
+
+    def _on_heartbeat(self, message: Heartbeat) -> None:
+        if self._observer is not None:
+            self._observer.on_heartbeat(message)
+        worker_id = message.address.worker_id
+        known = self._registry.find(worker_id)
+        # A new life of a worker is only started once the old one has been reaped, so it tells of that end too.
+        self._on_worker_gone(self._registry.on_heartbeat(message))
+        life = self._registry.find(worker_id)
+        if life is not None and life is not known:
+            self._fellows.on_new_life(life)
+        self._cache_feed.on_heartbeat(message)
+        self._follower.settle_homeless()
+        if not self._was_ready:
+            self._was_ready = self._registry.can_decode and self._registry.has_everyone_come_up
 
     def _on_worker_gone(self, life: WorkerLife | None, *, is_orderly: bool = False) -> None:
         """Spread the word of a life that is over, then take care of its requests."""

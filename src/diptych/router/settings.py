@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from diptych.core.control import AdmissionName, RoutingName
+from diptych.core.ids import FIRST_ROUTER, RouterId
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,10 @@ class RouterSettings:
     """How long after its arrival a request may wait for its prompt to be begun; None: until its deadline."""
     homeless_timeout_s: float = 30.0
     """How long a request waits for a worker to come back when there is none."""
+    router: RouterId = FIRST_ROUTER
+    """Which of the server's routers this is,"""
     frontend: int = 1
-    """Which life of the frontend this is."""
+    """and which life of its frontend."""
     deadline_grace_s: float = 1.0
     """How long after a request's deadline its decode worker may still say so itself."""
     abort_timeout_s: float = 10.0

@@ -3,7 +3,7 @@
 import asyncio
 
 from diptych.core.errors import NotFoundError, PeerUnreachableError, UnavailableError
-from diptych.core.ids import WorkerId
+from diptych.core.ids import RouterId, WorkerId
 from diptych.core.messages import SampleStacks, StackSamples
 from diptych.router.ports import LetterBox
 from diptych.router.registry import WorkerLife, WorkerRegistry
@@ -15,7 +15,9 @@ GRACE_S = 5.0
 class StackSampling:
     """One order a worker at a time. Owned by the event loop's thread."""
 
-    def __init__(self, registry: WorkerRegistry, outbox: LetterBox) -> None:
+    def __init__(self, registry: WorkerRegistry, outbox: LetterBox, router: RouterId) -> None:
+        """`router`: who asks."""
+        self._router = router
         self._registry = registry
         self._outbox = outbox
         self._number = 0
@@ -36,8 +38,9 @@ class StackSampling:
         self._number += 1
         future: asyncio.Future[StackSamples] = asyncio.get_running_loop().create_future()
         self._waiting[worker_id] = self._number, future
+        order = SampleStacks(number=self._number, duration_s=duration_s, router=self._router)
         try:
-            self._outbox.send(life.address.endpoint, SampleStacks(number=self._number, duration_s=duration_s))
+            self._outbox.send(life.address.endpoint, order)
             return await asyncio.wait_for(future, duration_s + GRACE_S)
         except (PeerUnreachableError, TimeoutError):
             raise UnavailableError(f"{worker_id} has not answered; is it being profiled already?") from None

@@ -1,7 +1,6 @@
 """How letters travel in a simulated cluster: all the same time, in order between each two."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from diptych.core.errors import PeerUnreachableError
@@ -34,10 +33,8 @@ class Network:
         """
         if endpoint not in self._receivers:
             raise PeerUnreachableError(f"nobody receives at {endpoint}")
-        self._time.call_in(self._latency_s, partial(self._deliver, endpoint, message))
-
-    def _deliver(self, endpoint: str, message: Message) -> None:
-        self._receivers[endpoint](message)
+        receivers = self._receivers
+        self._time.timeout(self._latency_s).callbacks.append(lambda _event: receivers[endpoint](message))
 
     def send_all(self, endpoint: str, messages: Sequence[Message]) -> None:
         """Deliver letters that are sent at one moment."""

@@ -17,7 +17,9 @@ import zmq
 import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
+from diptych.core.bounds import MAX_PORT
 from diptych.core.errors import ConfigError, LaunchError, PeerUnreachableError
+from diptych.core.ids import RouterId
 from diptych.core.node_messages import FromNode, ToNode
 from diptych.wire.cluster_keys import KeyPair, NodeKeys, read_allowed
 from diptych.wire.dropped import DroppedMessages
@@ -32,7 +34,6 @@ RECONNECT_MS, RECONNECT_MAX_MS = 100, 1_000
 REFUSED_AFTER_S = 5.0
 """Without a connection for so long, a new one is begun: ZeroMQ does not try again where its key was refused."""
 USER_ID, PEER_ADDRESS = "User-Id", "Peer-Address"
-MAX_PORT = 65_535
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,10 @@ class HostPort(NamedTuple):
         if not colon or not host or not port.isdecimal() or not 0 < int(port) <= MAX_PORT:
             raise ConfigError(f"{setting}: {text!r} is not HOST:PORT, such as 10.0.0.1:7070 or [fd00::1]:7070")
         return cls(host.removeprefix("[").removesuffix("]"), int(port))
+
+    def of_router(self, router: RouterId) -> "HostPort":
+        """Return where this router is, if the first one is here: the others have the ports after it."""
+        return HostPort(self.host, self.port + router)
 
     @property
     def endpoint(self) -> str:

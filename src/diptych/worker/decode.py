@@ -110,9 +110,9 @@ class DecodeRole:
         match message:
             case Submit():
                 self._on_submit(message)
-            case Abort(request_id=request_id, choice=choice):
+            case Abort(request_id=request_id, choice=choice, router=router):
                 for sequence in self.roster.find(request_id):
-                    if choice in {None, sequence.choice}:
+                    if sequence.router == router and choice in {None, sequence.choice}:
                         self._abort(sequence)
             case Filled() | GrantEnded() | GrantHeld() | Pushed():
                 self._on_writers_word(message)
@@ -122,8 +122,8 @@ class DecodeRole:
                 self._go_on(self.copies.on_gone(worker_id, incarnation))
                 for handoff in self.roster.settle_all_of(worker_id, incarnation, is_dead=is_reaped):
                     self._read_here(handoff, f"{worker_id} is gone")
-            case FrontendGone(incarnation=incarnation):
-                for sequence in self.roster.of_frontends(incarnation):
+            case FrontendGone(router=router, incarnation=incarnation):
+                for sequence in self.roster.of_frontends(router, incarnation):
                     self._abort(sequence)
             case _:
                 self._on_lending(message)
@@ -258,7 +258,7 @@ class DecodeRole:
             sequence.note_first(Lifecycle.JOINED, now_s)
         for sequence, _ in reading:
             if sequence.note_first(Lifecycle.PREFILL_STARTED, now_s):
-                self.report.add_begun(sequence.request_id, sequence.attempt, now_s)
+                self.report.add_begun(sequence, now_s)
         return self._batch.parts
 
     def drop_step(self) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
 from diptych.core.errors import BlockTableError, PeerUnreachableError
-from diptych.core.ids import RequestId, WorkerId
+from diptych.core.ids import RouterId, WorkerId
 from diptych.core.messages import (
     Borrow,
     CacheSnapshotWanted,
@@ -34,6 +34,7 @@ from diptych.core.messages import (
     Remind,
     Revoke,
     Role,
+    SampleStacks,
     Submit,
     SubmitRemains,
     Tokens,
@@ -101,8 +102,8 @@ class Inspector:
         """Yield those that make sense; each is judged when the roles have seen the ones before it."""
         for message in messages:
             match message:
-                case SubmitRemains(request=request, attempt=attempt):  # counted when it could not be decoded
-                    self._refuse(request.request_id, attempt, FailureKind.INVALID, "the request is malformed")
+                case SubmitRemains():  # counted when it could not be decoded
+                    self._refuse(message, FailureKind.INVALID, "the request is malformed")
                 case GrantRemains():
                     self._give_back(message, "the grant is malformed")
                 case _:
@@ -117,9 +118,8 @@ class Inspector:
 
     def _answer(self, message: ToWorker, fault: str) -> None:
         match message:
-            case Submit(request=request, attempt=attempt):
-                kind = FailureKind.INVALID if self._decode is not None else FailureKind.REFUSED
-                self._refuse(request.request_id, attempt, kind, fault)
+            case Submit():
+                self._refuse(message, FailureKind.INVALID if self._decode is not None else FailureKind.REFUSED, fault)
             case Grant() | Revoke() | Remind():
                 self._give_back(message, fault)
             case Borrow():
@@ -127,21 +127,26 @@ class Inspector:
             case _:
                 pass
 
-    def _refuse(self, request_id: RequestId, attempt: int, kind: FailureKind, fault: str) -> None:
-        """Tell the router that an attempt comes to nothing; not if that attempt is being served."""
+    def _refuse(self, submit: Submit | SubmitRemains, kind: FailureKind, fault: str) -> None:
+        """Tell the router that asks that its attempt comes to nothing; not if that attempt is being served."""
+        request_id = submit.request.request_id
         here = [] if self._decode is None else self._decode.roster.find(request_id)
-        if any(sequence.attempt == attempt for sequence in here):
+        own = [sequence for sequence in here if sequence.router == submit.router]
+        if any(sequence.attempt == submit.attempt for sequence in own):
+            return
+        router_endpoint = self._order.routers.get(submit.router)
+        if router_endpoint is None:
             return
         failed = Failed(
             request_id=request_id,
-            attempt=attempt,
-            kind=FailureKind.REFUSED if here else kind,
+            attempt=submit.attempt,
+            kind=FailureKind.REFUSED if own else kind,
             message=f"{self._order.worker_id} cannot serve this: {fault}",
             timeline={},
         )
         order = self._order
         message = Tokens(worker_id=order.worker_id, incarnation=order.incarnation, failed=[failed])
-        self._send(order.router_endpoint, message)
+        self._send(router_endpoint, message)
 
     def _give_back(self, message: Grant | Revoke | Remind | GrantRemains, fault: str) -> None:
         """Tell the owner of granted blocks that nothing is written there; not if that grant is being read."""
@@ -186,6 +191,8 @@ class Inspector:
                 return self._find_gone_fault(message)
             case CacheSnapshotWanted() if self._decode is None:
                 return "this worker has no prefix cache"
+            case CacheSnapshotWanted(router=router) | SampleStacks(router=router):
+                return self._find_router_fault(router)
             case _:
                 return find_lending_fault(message, self._decode, self._memory, self._is_other_owner)
 
@@ -196,10 +203,14 @@ class Inspector:
         if self._decode.roster.find(request.request_id):
             return f"{request.request_id} is here already"
         return (
-            self._find_prompt_fault(request.prompt_token_ids, request.arrived_s)
+            self._find_router_fault(message.router)
+            or self._find_prompt_fault(request.prompt_token_ids, request.arrived_s)
             or self._find_sampling_fault(request.sampling)
             or self._find_answers_fault(message)
         )
+
+    def _find_router_fault(self, router: RouterId) -> str | None:
+        return None if router in self._order.routers else f"there is no router {router}"
 
     def _find_answers_fault(self, message: Submit) -> str | None:
         request = message.request
@@ -264,7 +275,8 @@ class Inspector:
         if len(grant.block_hashes) != num_prompt_tokens // self._memory.layout.block_size:
             return f"{len(grant.block_hashes)} names for the blocks of {num_prompt_tokens} tokens"
         return (
-            self._find_prompt_fault(grant.prompt_token_ids, grant.arrived_s)
+            self._find_router_fault(grant.router)
+            or self._find_prompt_fault(grant.prompt_token_ids, grant.arrived_s)
             or self._find_sampling_fault(grant.sampling)
             or (self._find_far_fault(grant) if grant.decode.node != self._order.node else self._find_table_fault(grant))
         )

@@ -16,7 +16,7 @@ from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
 from diptych.core.cost_model import count_pairs
 from diptych.core.errors import BlockTableError, EngineError, PeerUnreachableError
-from diptych.core.ids import WorkerId
+from diptych.core.ids import RouterId, WorkerId
 from diptych.core.messages import (
     Begun,
     Filled,
@@ -71,7 +71,7 @@ class PrefillRole:
         read."""
         self._queue: list[GrantedPrompt] = []
         self._batch: list[tuple[GrantedPrompt, int]] = []  # of the running step: who, and how many tokens
-        self._begun: list[Begun] = []  # in the running step
+        self._begun: dict[RouterId, list[Begun]] = {}  # in the running step
         self._gone: dict[WorkerId, int] = {}
         self._in_step: list[Revoke | PeerGone] = []  # came during the running step, which writes into the blocks
 
@@ -157,7 +157,7 @@ class PrefillRole:
         for prompt, _ in self._batch:
             if not prompt.started_s:
                 prompt.started_s = now_s
-                self._begun.append(_begun(prompt))
+                self._begun.setdefault(prompt.grant.router, []).append(_begun(prompt))
         return [prompt.part(num_tokens) for prompt, num_tokens in self._batch]
 
     def prepare_sampling(self) -> None:
@@ -165,11 +165,11 @@ class PrefillRole:
 
         Nothing is to be prepared: what the first tokens' grammars let through came with the grants.
         """
-        if self._begun:
-            begun, self._begun = self._begun, []
-            order = self._order
-            message = Tokens(worker_id=order.worker_id, incarnation=order.incarnation, begun=begun)
-            self._send(order.router_endpoint, message)
+        begun, self._begun = self._begun, {}
+        order = self._order
+        for router, prompts in begun.items():
+            message = Tokens(worker_id=order.worker_id, incarnation=order.incarnation, begun=prompts)
+            self._send(order.routers[router], message)
 
     def on_step_done(self, outcome: Logits | EngineError) -> None:
         """Take the result of the step planned last: nothing is being written now."""
@@ -240,19 +240,21 @@ class PrefillRole:
         )
 
     def _hand_over(self, read: Sequence[_Read]) -> None:
-        """Tell the first tokens to the router, then to the decode workers that go on from there."""
-        if not read:
-            return
+        """Tell the first tokens to the routers that asked, then to the decode workers that go on from there."""
         first_token_s = self._clock.now_s()
         order = self._order
-        message = Tokens(
-            worker_id=order.worker_id,
-            incarnation=order.incarnation,
-            started=[_started(one.prompt) for one in read if one.first_tokens],
-            tokens=[event for one in read for event in _events(one)],
-        )
-        if message.tokens:
-            self._send(order.router_endpoint, message)
+        told: dict[RouterId, list[_Read]] = {}
+        for one in read:
+            if one.first_tokens:
+                told.setdefault(one.prompt.grant.router, []).append(one)
+        for router, begun in told.items():
+            message = Tokens(
+                worker_id=order.worker_id,
+                incarnation=order.incarnation,
+                started=[_started(one.prompt) for one in begun],
+                tokens=[event for one in begun for event in _events(one)],
+            )
+            self._send(order.routers[router], message)
         for one in read:
             self._queue.remove(one.prompt)
             filled = self._filled(one, first_token_s)

@@ -16,7 +16,7 @@ from diptych.core.control import WorkerOrder
 from diptych.core.cost_model import count_pairs
 from diptych.core.errors import GrammarError, PeerUnreachableError
 from diptych.core.events import Lifecycle
-from diptych.core.ids import RequestId, WorkerId
+from diptych.core.ids import RequestId, RouterId, WorkerId
 from diptych.core.messages import Grant, Message, PeerAddress, Remind, Revoke
 from diptych.models.grammar_guide import GrammarGuide
 from diptych.policy.batching import choose_victim
@@ -105,9 +105,14 @@ class Roster:
         """Return the sequences of a request; none if it has ended or never came."""
         return list(self._by_id.get(request_id, ()))
 
-    def of_frontends(self, incarnation: int) -> list[Sequence]:
-        """Return the sequences that this life of the frontend, or one before it, has asked for."""
-        return [one for sequences in self._by_id.values() for one in sequences if one.frontend <= incarnation]
+    def of_frontends(self, router: RouterId, incarnation: int) -> list[Sequence]:
+        """Return the sequences that this life of a router's frontend, or one before it, has asked for."""
+        return [
+            one
+            for sequences in self._by_id.values()
+            for one in sequences
+            if one.router == router and one.frontend <= incarnation
+        ]
 
     def overdue(self, now_s: float) -> list[Sequence]:
         """Return a sequence of each request whose deadline has passed."""
@@ -326,6 +331,7 @@ class Roster:
             first_token_mask=None if guide is None or not choices else guide.mask().tobytes(),
             arrived_s=sequence.request.arrived_s,
             deadline_s=sequence.request.deadline_s,
+            router=sequence.router,
             transfer=self.far.endpoint if is_far else None,
         )
         sent_s = self._clock.now_s()  # before: the prefill worker may have begun when `send` returns

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from diptych.core.events import Lifecycle, Timeline
-from diptych.core.ids import BlockHash, BlockId, RequestId
+from diptych.core.ids import FIRST_ROUTER, BlockHash, BlockId, RequestId, RouterId
 from diptych.core.messages import CopyOrder, FormerAttempt, PeerAddress
 from diptych.core.request import Request, TokenLogprobs
 from diptych.worker.sampling.chooser import TokenChooser
@@ -54,8 +54,10 @@ class Sequence:
     """The attempt of a worker that died, if this sequence goes on from there."""
     copy_order: CopyOrder | None = None
     """What to copy of its prompt from another worker's cache."""
+    router: RouterId = FIRST_ROUTER
+    """Who waits for it,"""
     frontend: int = 0
-    """Which life of the frontend waits for it."""
+    """and which life of that router's frontend."""
     num_due_choices: int = 0
     """Further choices that fork off once the prompt has been read."""
     state: SequenceState = SequenceState.WAITING

@@ -57,6 +57,7 @@ class SequenceMaker:
             chooser=chooser,
             former=submit.former,
             copy_order=submit.copy,
+            router=submit.router,
             frontend=submit.frontend,
         )
 
@@ -89,6 +90,7 @@ class SequenceMaker:
                 token_ids=list(head.request.prompt_token_ids),
                 block_hashes=head.block_hashes[: head.num_prompt_tokens // self._blocks.block_size],
                 chooser=self._chooser(head.request, choice, None if guide is None else guide.copy()),
+                router=head.router,
                 frontend=head.frontend,
                 num_cached_tokens=head.num_cached_tokens,
                 num_loaded_tokens=head.num_loaded_tokens,

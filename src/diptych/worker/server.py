@@ -21,6 +21,7 @@ from diptych.core.clock import Clock, SystemClock
 from diptych.core.control import FromLauncher, LayoutReport, Lease, StartFailure, WorkerOrder
 from diptych.core.cost_model import StepWork
 from diptych.core.errors import DiptychError, EngineError, LaunchError, PeerUnreachableError
+from diptych.core.ids import RouterId
 from diptych.core.messages import (
     HEARTBEAT_INTERVAL_S,
     CacheSnapshotWanted,
@@ -45,6 +46,7 @@ from diptych.policy.eviction import make_order
 from diptych.transfer.segment import Segment
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
+from diptych.wire.frame import encode_frame
 from diptych.wire.mailbox import Inbox, Outbox
 from diptych.wire.neighbours import Neighbours
 from diptych.wire.wake import Wake
@@ -119,7 +121,8 @@ class Worker:
         # What it reads for other machines nobody looks for here: only owners of answers tell what they have.
         self._told_cache = self._cache if order.writes_answers else PrefixCache([])
         self._cache_log = CacheLog(order.worker_id, order.incarnation, self._told_cache)
-        self._is_snapshot_wanted = self._is_stopping = False
+        self._snapshot_wanted_by: set[RouterId] = set()
+        self._is_stopping = False
         self._tiering: Tiering | None = None
         self._hit_log = HitLog(order.worker_id, clock.now_s())
         self._prefill = prefill = PrefillRole(order, engine, memory, self._outbox, clock, pace)
@@ -209,7 +212,7 @@ class Worker:
             if isinstance(message, PeerGone):
                 self._lifeline.on_gone(message)
                 self._outbox.forget(message.address)
-            self._is_snapshot_wanted |= isinstance(message, CacheSnapshotWanted)
+            self._snapshot_wanted_by |= {message.router} if isinstance(message, CacheSnapshotWanted) else set()
             if isinstance(message, SampleStacks):
                 self._stacks.begin(message)
         done = self._steps.try_take()
@@ -261,30 +264,31 @@ class Worker:
             self._cache.take_changes()
             return
         order = self._order
-        message = self._decode.report.take(order.worker_id, order.incarnation, self._cache_log.take_change())
-        if message is not None:
+        change = self._cache_log.take_change()
+        messages = self._decode.report.take(order.worker_id, order.incarnation, change, order.routers)
+        for router, message in messages.items():
             try:
-                self._outbox.send(order.router_endpoint, message)
+                self._outbox.send(order.routers[router], message)
             except PeerUnreachableError as error:
                 # The router hears nothing of these requests again and fails them at their deadlines.
                 log.error("lost %d token events: %s", len(message.tokens), error)  # noqa: TRY400  no traceback wanted
-        if self._is_snapshot_wanted:
-            self._send_snapshot()
+        while self._snapshot_wanted_by:
+            self._send_snapshot(self._snapshot_wanted_by.pop())
 
-    def _send_snapshot(self) -> None:
-        self._is_snapshot_wanted = False
+    def _send_snapshot(self, router: RouterId) -> None:
         try:
             for piece in self._cache_log.snapshot():
-                self._outbox.send(self._order.router_endpoint, piece)
+                self._outbox.send(self._order.routers[router], piece)
         except PeerUnreachableError as error:
             log.warning("the router will ask again for what is cached: %s", error)
 
     def _tell_stacks(self) -> None:
         """Answer whoever wanted to know what this worker is doing, if enough has been seen."""
-        seen = self._stacks.try_take(self._order.worker_id, self._order.incarnation)
-        if seen is not None:
+        taken = self._stacks.try_take(self._order.worker_id, self._order.incarnation)
+        if taken is not None:
+            router, seen = taken
             with contextlib.suppress(PeerUnreachableError):  # who asked waits for a time, not for ever
-                self._outbox.send(self._order.router_endpoint, seen)
+                self._outbox.send(self._order.routers[router], seen)
 
     def _send_heartbeat(self, state: WorkerState) -> None:
         self._next_heartbeat_s = self._clock.now_s() + HEARTBEAT_INTERVAL_S
@@ -318,11 +322,12 @@ class Worker:
             num_damaged_blocks=self._memory.num_damaged_blocks,
             work=self._speed.work.status(),
         )
-        heartbeat = Heartbeat(role=order.role, address=order.address, status=status)
-        try:
-            self._outbox.send(order.router_endpoint, heartbeat)
-        except PeerUnreachableError as error:
-            log.warning("heartbeat not sent: %s", error)
+        frame = encode_frame(Heartbeat(role=order.role, address=order.address, status=status))
+        for endpoint in order.routers.values():
+            try:
+                self._outbox.send_frame(endpoint, frame)
+            except PeerUnreachableError as error:
+                log.warning("heartbeat not sent: %s", error)
 
     def _cache_status(self) -> CacheStatus | None:
         if self._decode is None:

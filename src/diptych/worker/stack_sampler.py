@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from diptych.core.bounds import MAX_STACK_CHARACTERS, MAX_STACKS
-from diptych.core.ids import WorkerId
+from diptych.core.ids import RouterId, WorkerId
 from diptych.core.messages import SampleStacks, StackSamples
 from diptych.wire.wake import Wake
 from diptych.worker.activity import Activity, Place, activity_of
@@ -46,19 +46,20 @@ class StackSampler:
         self._thread = threading.Thread(target=self._look, args=(order.duration_s,), name="stacks", daemon=True)
         self._thread.start()
 
-    def try_take(self, worker_id: WorkerId, incarnation: int) -> StackSamples | None:
-        """Return what was seen, once the time of an order is over; None before, and where there is none."""
+    def try_take(self, worker_id: WorkerId, incarnation: int) -> tuple[RouterId, StackSamples] | None:
+        """Return who asked, and what was seen, once the time of an order is over; None before, or if there is none."""
         if not self._is_done.is_set() or self._order is None:
             return None
         self._is_done.clear()
         order, self._order = self._order, None
-        return StackSamples(
+        samples = StackSamples(
             worker_id=worker_id,
             incarnation=incarnation,
             number=order.number,
             interval_s=INTERVAL_S,
             stacks=_bounded(self._counts),
         )
+        return order.router, samples
 
     def close(self) -> None:
         """Stop looking."""

@@ -1,5 +1,8 @@
 """Everything that processes say to each other, a module a topic. One way, one message a frame, tagged by type.
 
+Where a server has several routers, what comes of a request goes to the router that asked, all else to all of them, and
+they tell each other what they have placed (`PlacedLoads`).
+
 The conversation about one request, in place (prefill and decode on one machine):
 
     router  --Submit-->  decode  --Grant-->  prefill
@@ -34,6 +37,7 @@ from diptych.core.messages.peers import PROTOCOL_VERSION, Letter, Message, PeerA
 from diptych.core.messages.profiling import SampleStacks, StackSamples
 from diptych.core.messages.remains import GrantRemains, Remains, RequestRemains, SubmitRemains
 from diptych.core.messages.requests import Abort, CopyOrder, FormerAttempt, FrontendGone, PeerGone, Submit
+from diptych.core.messages.routers import Drain, PlacedLoads, PlacedLoadsWanted, RequestLoad
 from diptych.core.messages.status import HEARTBEAT_INTERVAL_S, HealthState, Heartbeat, WorkerExited, WorkerStatus
 
 __all__ = [
@@ -47,6 +51,7 @@ __all__ = [
     "CacheSnapshot",
     "CacheSnapshotWanted",
     "CopyOrder",
+    "Drain",
     "Failed",
     "FailureKind",
     "Filled",
@@ -65,9 +70,12 @@ __all__ = [
     "Message",
     "PeerAddress",
     "PeerGone",
+    "PlacedLoads",
+    "PlacedLoadsWanted",
     "Pushed",
     "Remains",
     "Remind",
+    "RequestLoad",
     "RequestRemains",
     "Returned",
     "Revoke",
@@ -105,4 +113,6 @@ ToWorker = (
     | Lent
     | Returned
 )
-ToRouter = Tokens | CacheSnapshot | Heartbeat | StackSamples | WorkerExited
+ToRouter = (
+    Tokens | CacheSnapshot | Heartbeat | StackSamples | WorkerExited | FrontendGone | PlacedLoads | PlacedLoadsWanted
+)

@@ -5,13 +5,16 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from diptych.core.bounds import HASH, MAX_SNAPSHOT_PIECE_BLOCKS, NAME, Count, Ordinal
-from diptych.core.ids import BlockHash, WorkerId
+from diptych.core.bounds import HASH, MAX_SNAPSHOT_PIECE_BLOCKS, NAME, ROUTER, Count, Ordinal
+from diptych.core.ids import FIRST_ROUTER, BlockHash, RouterId, WorkerId
 from diptych.core.messages.peers import Message
 
 
 class CacheSnapshotWanted(Message, frozen=True, kw_only=True):
     """I do not know what is in your prefix cache: tell me all of it (`CacheSnapshot`)."""
+
+    router: Annotated[RouterId, ROUTER] = FIRST_ROUTER
+    """Who asks."""
 
 
 class CacheChange(msgspec.Struct, frozen=True, kw_only=True):

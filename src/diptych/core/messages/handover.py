@@ -4,8 +4,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from diptych.core.bounds import ENDPOINT, HASH, NAME, Count, Epoch, Index, Moment, Ordinal, TokenId
-from diptych.core.ids import BlockHash, BlockId, RequestId
+from diptych.core.bounds import ENDPOINT, HASH, NAME, ROUTER, Count, Epoch, Index, Moment, Ordinal, TokenId
+from diptych.core.ids import FIRST_ROUTER, BlockHash, BlockId, RequestId, RouterId
 from diptych.core.messages.peers import Message, PeerAddress
 from diptych.core.request import SampledToken, SamplingParams, TokenLogprobs
 
@@ -39,6 +39,8 @@ class Grant(Message, frozen=True, kw_only=True):
     arrived_s: Moment
     """When the request came: prompts are read in that order."""
     deadline_s: Moment
+    router: Annotated[RouterId, ROUTER] = FIRST_ROUTER
+    """Who is told of the first tokens."""
     transfer: Annotated[str, ENDPOINT] | None = None
     """`host:port` of the granter's receiver, if its machine is another: compute elsewhere, and push the blocks there
     (transfer/base.py). None: it is the same, compute in the blocks."""

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from diptych.core.bounds import MAX_STACK_CHARACTERS, MAX_STACKS, NAME, Count, Ordinal, Seconds
-from diptych.core.ids import WorkerId
+from diptych.core.bounds import MAX_STACK_CHARACTERS, MAX_STACKS, NAME, ROUTER, Count, Ordinal, Seconds
+from diptych.core.ids import FIRST_ROUTER, RouterId, WorkerId
 from diptych.core.messages.peers import Message
 
 
@@ -15,6 +15,8 @@ class SampleStacks(Message, frozen=True, kw_only=True):
     number: Ordinal
     """Of the order: the answer repeats it."""
     duration_s: Annotated[float, Meta(gt=0, le=600)]
+    router: Annotated[RouterId, ROUTER] = FIRST_ROUTER
+    """Who asks."""
 
 
 class StackSamples(Message, frozen=True, kw_only=True):

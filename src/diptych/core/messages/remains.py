@@ -4,8 +4,8 @@ from typing import Annotated
 
 import msgspec
 
-from diptych.core.bounds import NAME, Count, Epoch
-from diptych.core.ids import RequestId
+from diptych.core.bounds import NAME, ROUTER, Count, Epoch
+from diptych.core.ids import FIRST_ROUTER, RequestId, RouterId
 from diptych.core.messages.peers import Message, PeerAddress
 
 
@@ -20,6 +20,7 @@ class SubmitRemains(Message, frozen=True, kw_only=True, tag="Submit"):
 
     request: RequestRemains
     attempt: Count
+    router: Annotated[RouterId, ROUTER] = FIRST_ROUTER
 
 
 class GrantRemains(Message, frozen=True, kw_only=True, tag="Grant"):

@@ -5,8 +5,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from diptych.core.bounds import ENDPOINT, NAME, Count, Index, Ordinal, TokenId
-from diptych.core.ids import RequestId, WorkerId
+from diptych.core.bounds import ENDPOINT, NAME, ROUTER, Count, Index, Ordinal, TokenId
+from diptych.core.ids import FIRST_ROUTER, RequestId, RouterId, WorkerId
 from diptych.core.messages.peers import Message, PeerAddress
 from diptych.core.request import Request
 
@@ -34,8 +34,10 @@ class Submit(Message, frozen=True, kw_only=True):
     """Which try at this request this is, from 0; token events repeat it."""
     prefill: PeerAddress | None
     """Who reads the prompt; None: you do."""
+    router: Annotated[RouterId, ROUTER] = FIRST_ROUTER
+    """Which router asks: what comes of the request goes there."""
     frontend: Count = 0
-    """Which life of the frontend asks: when that is over (`FrontendGone`), nobody waits for the answer."""
+    """Which life of its frontend: when that is over (`FrontendGone`), nobody waits for the answer."""
     answers: Annotated[dict[Index, list[TokenId]], Meta(min_length=1)] | None = None
     """Of each choice that is to go on, the tokens that its client has got or will get. None: none has begun."""
     former: FormerAttempt | None = None
@@ -50,6 +52,8 @@ class Abort(Message, frozen=True, kw_only=True):
     request_id: Annotated[RequestId, NAME]
     choice: Index | None = None
     """None: all of them."""
+    router: Annotated[RouterId, ROUTER] = FIRST_ROUTER
+    """Which router has asked for it: no other's request is meant, should one be called the same."""
 
 
 class PeerGone(Message, frozen=True, kw_only=True):
@@ -70,6 +74,7 @@ class PeerGone(Message, frozen=True, kw_only=True):
 
 
 class FrontendGone(Message, frozen=True, kw_only=True):
-    """This life of the frontend, and all before it, is over: free what its requests hold."""
+    """This life of a router's frontend, and all before it, is over: free what its requests hold."""
 
     incarnation: Count
+    router: Annotated[RouterId, ROUTER] = FIRST_ROUTER

@@ -1,7 +1,7 @@
 """What a routing policy is asked, and what it answers."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from diptych.core.ids import WorkerId
@@ -50,26 +50,12 @@ class Copy(NamedTuple):
     """Predicted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Where a request goes."""
 
-    owner: WorkerId
-    reader: WorkerId
-    """May be the owner."""
-    predict: Callable[[], Pair] = field(compare=False)
-    """Says what is predicted of the two; only admission by forecast asks."""
+    pair: Pair
+    """Owner, reader, and what is predicted of them."""
     copy: Copy | None = None
-
-    @classmethod
-    def of(cls, pair: Pair, copy: Copy | None = None) -> "Route":
-        """Return the route by a pair that was chosen for what is predicted of it."""
-        return cls(pair.owner, pair.reader, lambda: pair, copy)
-
-    @property
-    def pair(self) -> Pair:
-        """Owner, reader, and what is predicted of them."""
-        return self.predict()
 
 
 class Chance(Protocol):
