@@ -15,6 +15,7 @@ from diptych.policy.admission import (
     admit,
     admit_by_forecast,
 )
+from diptych.policy.nodes import Reading
 from diptych.policy.pairing import Pair
 
 
@@ -49,7 +50,8 @@ SLO = Slo(1.0, 0.05)
 def pair(**changes: float) -> Pair:
     """Return a forecast that is well within the SLO, changed."""
     forecast = {"ttft_s": 0.2, "step_s": 0.02, "least_ttft_s": 0.1, "least_step_s": 0.01, "step_share": 0.9}
-    return Pair(owner=WorkerId("decode-0"), reader=WorkerId("prefill-0"), **{"step_now_s": 0.02} | forecast | changes)
+    ends = {"owner": WorkerId("decode-0"), "reader": WorkerId("prefill-0"), "reading": Reading(100, 0, 0)}
+    return Pair(**ends, **{"step_now_s": 0.02} | forecast | changes)
 
 
 @pytest.mark.parametrize(

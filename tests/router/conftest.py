@@ -9,7 +9,7 @@ import pytest
 from diptych.core.clock import VirtualClock
 from diptych.core.errors import PeerUnreachableError
 from diptych.core.events import FinishReason, Lifecycle
-from diptych.core.ids import BlockHash, RequestId, RouterId, WorkerId
+from diptych.core.ids import BlockHash, NodeId, RequestId, RouterId, WorkerId
 from diptych.core.messages import (
     Aborted,
     CacheChange,
@@ -136,6 +136,7 @@ class Cluster:
         incarnation: int = 1,
         state: WorkerState = WorkerState.READY,
         role: Role | None = None,
+        node: str = "",
         **counts: float,
     ) -> None:
         """Speak for a worker; its role is its name's unless given. A prefill worker has no blocks of its own."""
@@ -145,7 +146,7 @@ class Cluster:
         self.router.on_message(
             Heartbeat(
                 role=role,
-                address=PeerAddress(WorkerId(worker), f"ipc://{worker}", incarnation),
+                address=PeerAddress(WorkerId(worker), f"ipc://{worker}", incarnation, NodeId(node)),
                 status=worker_status(state, **counts),
             )
         )

@@ -92,6 +92,29 @@ def test_what_is_loaded_from_below_waits_for_no_reader(cluster: "Cluster") -> No
     cluster.run(scenario())
 
 
+def test_a_reader_elsewhere_has_to_read_what_it_has_not_cached_itself(make_cluster: "Callable[..., Cluster]") -> None:
+    cluster = make_cluster()
+    cluster.heartbeat("decode-0")
+    cluster.heartbeat("prefill-0", node="rack1")
+
+    async def scenario() -> None:
+        cluster.caches("prefill-0", 8)
+        answer = await cluster.start(cluster.request(num_prompt_tokens=40))
+        assert cluster.submits() == [("decode-0", 0, "prefill-0")]
+        load = load_of(cluster, "prefill-0")
+        assert (load.num_queued_tokens, load.num_queued_pairs) == (8, 8 * 32 + 8 * 9 / 2)
+        assert decode_counts(cluster) == (10, 1, 0), "of its owner all blocks are taken"
+        found = Loading(request_id=RequestId("r0"), attempt=0, num_found_tokens=16)
+        cluster.router.on_message(Tokens(worker_id=WorkerId("decode-0"), incarnation=1, loading=[found]))
+        assert prefill_queue_tokens(cluster) == 8, "what the owner finds below is less"
+        cluster.exited("prefill-0")
+        assert decode_counts(cluster) == (10, 1, 40)
+        answer.cancel()
+        await asyncio.wait([answer])
+
+    cluster.run(scenario())
+
+
 def test_a_burst_is_shared_with_a_worker_that_has_just_come_back(cluster: "Cluster") -> None:
     """No heartbeat comes while it lasts: what counts is what was sent, and the newcomer looks empty all the time."""
 

@@ -23,7 +23,7 @@ from diptych.core.messages import Role
 from diptych.core.slo import Slo
 from diptych.policy.batching import ANSWERS_SHARE, answers_when_read
 from diptych.policy.copying import GUESSED_COPY_BLOCK_S
-from diptych.policy.nodes import hand_over_s
+from diptych.policy.nodes import FAR_TOKEN_S, Reading, hand_over_s, plan_reading
 
 TTFT_SHARE = 0.8
 """Of the time to the first token that the SLO allows: a prediction of more has no room for a mistake."""
@@ -106,6 +106,8 @@ class Pair(NamedTuple):
     """How much of a token's time a step of the owner may take."""
     step_now_s: float
     """Of the owner with one answer more than it is writing at this moment: what shows before prompts have been read."""
+    reading: Reading
+    """What the reader does."""
 
 
 def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
@@ -125,7 +127,10 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
     """
     accepting = [load for load in loads if load.is_accepting]
     owners = [load for load in accepting if load.num_blocks * block_size >= num_most_tokens]
-    as_reader = {load.worker_id: Reader.of(load, slo, num_answer_tokens) for load in accepting}
+    as_reader = {
+        load.worker_id: Reader.of(load, slo, num_answer_tokens, matched_tokens.get(load.worker_id, 0))
+        for load in accepting
+    }
     queues = sorted(as_reader.values(), key=lambda one: (one.queue_s, _order(one.load)))
     readers = [one for one in queues if one.load.role is Role.PREFILL]
     nearest = {node: _nearest(readers, node) for node in {owner.node for owner in owners}}
@@ -136,7 +141,8 @@ def choose_pair(  # noqa: PLR0913, PLR0917  what a decision depends on
         is_full = owner.num_used_blocks + num_new_blocks > owner.num_blocks
         is_helper = owner.role is Role.PREFILL
         own = as_reader[owner.worker_id]
-        for reader in _readers_for(own, nearest[owner.node], num_uncached, slo.ttft_s, local_prefill_max_tokens):
+        among = nearest[owner.node]
+        for reader in _readers_for(own, among, num_prompt_tokens, num_uncached, slo.ttft_s, local_prefill_max_tokens):
             pair, excess, price_s = _judge(owner, reader, num_prompt_tokens, num_uncached, slo, num_answer_tokens)
             # A prefill worker helps out only where it has the time: the prompts of all others wait for what it writes.
             key = (is_helper and excess > 1.0, is_full, excess, price_s, _order(owner), reader is own)
@@ -152,26 +158,45 @@ class Reader(NamedTuple):
     """Of its time, left for prompts by answers that are written at the SLO's pace."""
     queue_s: float
     """How long the prompts take that it has to read already."""
+    num_cached_tokens: int
+    """Of the prompt in its own cache: of use where the owner is on another machine."""
 
     @classmethod
-    def of(cls, load: WorkerLoad, slo: Slo, num_answer_tokens: float) -> "Reader":
-        """Return a worker as a reader."""
+    def of(cls, load: WorkerLoad, slo: Slo, num_answer_tokens: float, num_cached_tokens: int) -> "Reader":
+        """Return a worker as a reader of a prompt, so much of which it has cached."""
         free = _free_share(load, slo, num_answer_tokens)
-        return cls(load, free, load.queue_s / free)
+        return cls(load, free, load.queue_s / free, num_cached_tokens)
 
-    def ttft_s(self, num_tokens: int, num_past: int) -> float:
-        """Return in how long it will have read so many tokens more of a prompt."""
-        return self.queue_s + self.load.read_s(num_tokens, num_past) / self.free_share
+    def plan(self, owner: WorkerLoad, num_prompt_tokens: int, num_cached_tokens: int) -> Reading:
+        """Return what it does with the prompt for an owner that has cached so much of it."""
+        is_far = self.load.node != owner.node
+        at_reader, compute_s = self.num_cached_tokens, self.load.read_s
+        return plan_reading(num_prompt_tokens, num_cached_tokens, at_reader, is_far=is_far, compute_s=compute_s)
+
+    def work_s(self, reading: Reading) -> float:
+        """Return how long that takes with nothing else to do."""
+        return self.load.read_s(reading.num_tokens, reading.num_past) + reading.num_fetched * FAR_TOKEN_S
+
+    def ttft_s(self, reading: Reading) -> float:
+        """Return in how long it will have read that."""
+        return self.queue_s + self.work_s(reading) / self.free_share
 
 
 def _nearest(readers: Sequence[Reader], node: NodeId) -> Sequence[Reader]:
-    """Return the few readers with the shortest queues, seen from a machine: of equal ones, its own come first."""
-    return sorted(readers, key=lambda one: (one.queue_s, one.load.node != node))[:NUM_READERS]
+    """Return the few readers with the shortest queues, seen from a machine: of equal ones, its own come first.
+
+    And the one elsewhere that has most of the prompt cached: it may have less to do though others wait there.
+    """
+    few = sorted(readers, key=lambda one: (one.queue_s, one.load.node != node))[:NUM_READERS]
+    elsewhere = [one for one in readers if one.num_cached_tokens and one.load.node != node]
+    most = max(elsewhere, key=lambda one: one.num_cached_tokens, default=None)
+    return few if most is None or most in few else [*few, most]
 
 
-def _readers_for(
+def _readers_for(  # noqa: PLR0913, PLR0917
     own: Reader,
     readers: Sequence[Reader],
+    num_prompt_tokens: int,
     num_uncached: int,
     slo_ttft_s: float,
     local_prefill_max_tokens: int,
@@ -186,7 +211,8 @@ def _readers_for(
         return
     yield from readers
     is_idle = owner.num_answers + owner.num_unread == 0
-    soonest_s = min(one.queue_s + one.load.read_s(num_uncached, 0) for one in readers)
+    plans = [(one, one.plan(owner, num_prompt_tokens, num_prompt_tokens - num_uncached)) for one in readers]
+    soonest_s = min(one.queue_s + one.load.read_s(plan.num_tokens, 0) for one, plan in plans)
     if is_idle or soonest_s > LATE_TTFTS * slo_ttft_s:
         yield own
 
@@ -213,8 +239,8 @@ def _judge(  # noqa: PLR0913, PLR0917
     num_answer_tokens: float,
 ) -> tuple[Pair, float, float]:
     """Return the pair, by how much it misses the SLO (1: not at all), and its price in seconds."""
-    own_s = reader.load.read_s(num_uncached, num_prompt_tokens - num_uncached)
-    ttft_s = reader.queue_s + own_s / reader.free_share
+    reading = reader.plan(owner, num_prompt_tokens, num_prompt_tokens - num_uncached)
+    own_s, ttft_s = reader.work_s(reading), reader.ttft_s(reading)
     num_answers = _answers_when_read(owner, ttft_s, ttft_s / (reader.load.num_queued_prompts + 1), num_answer_tokens)
     step_s = owner.step_s(num_answers + 1)
     # A pass through the weights that an idle worker makes for one answer keeps nobody waiting, unless it reads prompts.
@@ -226,10 +252,10 @@ def _judge(  # noqa: PLR0913, PLR0917
     tpot_ratio = step_s / (slo.tpot_s * share)
     excess = max(tpot_ratio, ttft_s / (slo.ttft_s * TTFT_SHARE), 1.0)
     price_s = own_s + num_answer_tokens * row_s + ttft_s
-    price_s += hand_over_s(num_uncached, reader.load.node, owner.node)
+    price_s += hand_over_s(num_uncached + reading.num_fetched, reader.load.node, owner.node)
     least_step_s = owner.cost_scale * owner.costs.answers_s(1, num_prompt_tokens)
     now_s = owner.step_s(owner.num_answers + 1)
-    pair = Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s, own_s, least_step_s, share, now_s)
+    pair = Pair(owner.worker_id, reader.load.worker_id, ttft_s, step_s, own_s, least_step_s, share, now_s, reading)
     return pair, excess, price_s
 
 

@@ -35,7 +35,8 @@ class Placement:
     """None: the decode worker reads the prompt itself."""
     num_prompt_tokens: int
     num_uncached_tokens: int
-    """Of the prompt, as far as the router knows; at least 1. What is to be copied is not counted."""
+    """Of the prompt, at the decode worker, as far as the router knows; at least 1. What is to be copied is not counted.
+    """
     num_new_blocks: int
     """Blocks that the prompt takes besides those in the decode worker's prefix cache."""
     forecast: Pair
@@ -50,7 +51,11 @@ class Placement:
         self.decode.ledger.unread.assign(request_id, num_choices)
         self.decode.ledger.blocks.assign(request_id, self.num_new_blocks)
         self.decode.ledger.context_tokens.assign(request_id, num_choices * self.num_prompt_tokens)
-        self._assign_prompt(request_id, self.prefill or self.decode)
+        if self.prefill is None:
+            self._assign_to_owner(request_id)
+        else:
+            reading = self.forecast.reading
+            self.prefill.ledger.assign_prompt(request_id, reading.num_tokens, reading.num_past)
         self._tell(request_id)
 
     def _tell(self, request_id: RequestId) -> None:
@@ -71,18 +76,20 @@ class Placement:
 
     def on_prefill_gone(self, request_id: RequestId) -> None:
         """Count the prompt as the decode worker's own: it reads it itself after its prefill worker's death."""
-        self._assign_prompt(request_id, self.decode)
+        self._assign_to_owner(request_id)
         self._tell(request_id)
 
-    def _assign_prompt(self, request_id: RequestId, reader: WorkerLife) -> None:
+    def _assign_to_owner(self, request_id: RequestId) -> None:
         num_cached_tokens = self.num_prompt_tokens - self.num_uncached_tokens
-        reader.ledger.assign_prompt(request_id, self.num_uncached_tokens, num_cached_tokens)
+        self.decode.ledger.assign_prompt(request_id, self.num_uncached_tokens, num_cached_tokens)
 
     def on_found(self, request_id: RequestId, num_tokens: int) -> None:
         """Count only what is behind so many tokens of a prompt as to be read; no change if it has been read."""
         ledger = (self.prefill or self.decode).ledger
         if request_id in ledger.prefill_tokens:
             num_left = max(self.num_prompt_tokens - num_tokens, 1)
+            if self.prefill is not None and self.prefill.address.node != self.decode.address.node:
+                num_left = min(num_left, self.forecast.reading.num_tokens)  # it may have more of it itself
             ledger.assign_prompt(request_id, num_left, self.num_prompt_tokens - num_left)
             self._tell(request_id)
 

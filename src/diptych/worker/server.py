@@ -30,6 +30,7 @@ from diptych.core.messages import (
     Remains,
     Role,
     SampleStacks,
+    Tokens,
     ToWorker,
     WorkerState,
     WorkerStatus,
@@ -63,6 +64,7 @@ from diptych.worker.memory import WorkerMemory
 from diptych.worker.pace import Pace
 from diptych.worker.prefill import PrefillRole
 from diptych.worker.remote_prompts import RemotePrompts
+from diptych.worker.report import Report
 from diptych.worker.sampling.guide import GrammarCompiler
 from diptych.worker.sequence_blocks import SequenceBlocks, first_epoch, spare_blocks
 from diptych.worker.stack_sampler import StackSampler
@@ -118,9 +120,9 @@ class Worker:
         pace = Pace(order, lease.costs, self._speed, clock)
         eviction = make_order(order.eviction, len(block_ids))
         self._cache = PrefixCache(block_ids, held, eviction) if order.caches else PrefixCache([])
-        # What it reads for other machines nobody looks for here: only owners of answers tell what they have.
-        self._told_cache = self._cache if order.writes_answers else PrefixCache([])
-        self._cache_log = CacheLog(order.worker_id, order.incarnation, self._told_cache)
+        # Blocks in which it only reads for other machines are none that an answer could be given.
+        self._answers_cache = self._cache if order.writes_answers else PrefixCache([])
+        self._cache_log = CacheLog(order.worker_id, order.incarnation, self._cache)
         self._snapshot_wanted_by: set[RouterId] = set()
         self._is_stopping = False
         self._tiering: Tiering | None = None
@@ -259,16 +261,16 @@ class Worker:
         has_got_all = self._decode.copy(slice_bytes(limit_s, copies.byte_s), self._copy_pace.may_go_on)
         self._must_turn = not is_in_step and (has_got_all or copies.has_work)
 
+    def _take_news(self) -> dict[RouterId, Tokens]:
+        """Return what there is to tell each router. Who writes no answers tells of its cache alone."""
+        order, change = self._order, self._cache_log.take_change()
+        report = Report() if self._decode is None else self._decode.report
+        return report.take(order.worker_id, order.incarnation, change, order.routers)
+
     def _report(self) -> None:
-        if self._decode is None:
-            self._cache.take_changes()
-            return
-        order = self._order
-        change = self._cache_log.take_change()
-        messages = self._decode.report.take(order.worker_id, order.incarnation, change, order.routers)
-        for router, message in messages.items():
+        for router, message in self._take_news().items():
             try:
-                self._outbox.send(order.routers[router], message)
+                self._outbox.send(self._order.routers[router], message)
             except PeerUnreachableError as error:
                 # The router hears nothing of these requests again and fails them at their deadlines.
                 log.error("lost %d token events: %s", len(message.tokens), error)  # noqa: TRY400  no traceback wanted
@@ -292,7 +294,7 @@ class Worker:
 
     def _send_heartbeat(self, state: WorkerState) -> None:
         self._next_heartbeat_s = self._clock.now_s() + HEARTBEAT_INTERVAL_S
-        order, load, cache = self._order, self._role.load(), self._told_cache
+        order, load, cache = self._order, self._role.load(), self._answers_cache
         self._neighbours.look_around()
         self._speed.on_time(self._clock.now_s())
         status = WorkerStatus(

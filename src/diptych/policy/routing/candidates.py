@@ -47,8 +47,22 @@ def is_full(owner: WorkerLoad, question: Question, rules: Rules) -> bool:
 
 
 def shortest_queues(readers: Sequence[WorkerLoad], question: Question, rules: Rules) -> list[Reader]:
-    """Return the readers that will be done first with what they have to read already."""
-    return [Reader.of(load, rules.slo, question.num_answer_tokens) for load in few_shortest(readers)]
+    """Return the readers that will be done first with what they have to read already, and those with long prefixes."""
+    return [as_reader(load, question, rules) for load in few_readers(readers, question)]
+
+
+def as_reader(load: WorkerLoad, question: Question, rules: Rules) -> Reader:
+    """Return a worker as a reader of the prompt."""
+    return Reader.of(load, rules.slo, question.num_answer_tokens, question.num_cached(load.worker_id))
+
+
+def few_readers(readers: Sequence[WorkerLoad], question: Question) -> Sequence[WorkerLoad]:
+    """Return the readers that are looked at: short queues, and long prefixes, which count for owners elsewhere."""
+    few = few_shortest(readers)
+    if len(few) == len(readers) or all(load.node == readers[0].node for load in readers):
+        return few
+    chosen = {load.worker_id for load in few}
+    return [*few, *(load for load in longest_prefixes(readers, question) if load.worker_id not in chosen)]
 
 
 def few_shortest(readers: Sequence[WorkerLoad]) -> Sequence[WorkerLoad]:
@@ -78,11 +92,11 @@ def soonest_reader(
     """
     num_uncached = question.num_prompt_tokens - num_cached
     if not readers or reads_itself(owner, num_uncached, rules):
-        return Reader.of(owner, rules.slo, question.num_answer_tokens)
+        return as_reader(owner, question, rules)
 
     def wait(reader: Reader) -> tuple[float, float, bool, WorkerId]:
-        load = reader.load
-        return reader.ttft_s(num_uncached, num_cached), reader.queue_s, load.node != owner.node, load.worker_id
+        load, plan = reader.load, reader.plan(owner, question.num_prompt_tokens, num_cached)
+        return reader.ttft_s(plan), reader.queue_s, load.node != owner.node, load.worker_id
 
     return min(readers, key=wait)
 
@@ -95,10 +109,10 @@ def shortlist(owners: Sequence[WorkerLoad], question: Question) -> Collection[Wo
     return {load.worker_id: load for load in (*longest_prefixes(owners, question), *idle)}.values()
 
 
-def longest_prefixes(owners: Sequence[WorkerLoad], question: Question) -> list[WorkerLoad]:
-    """Return a few owners that have the most of the prompt in their caches."""
+def longest_prefixes(loads: Sequence[WorkerLoad], question: Question) -> list[WorkerLoad]:
+    """Return a few workers that have the most of the prompt in their caches."""
     matched = question.matched_tokens
-    holders = [load for load in owners if load.worker_id in matched]
+    holders = [load for load in loads if load.worker_id in matched]
     return nsmallest(MOST_MATCHED, holders, key=lambda load: (-matched[load.worker_id], *busy(load)))
 
 
@@ -111,5 +125,5 @@ def busy(load: WorkerLoad) -> tuple[int, int, WorkerId]:
 def route(owner: WorkerLoad, reader: WorkerLoad, question: Question, rules: Rules) -> Route:
     """Return the answer of a policy that copies nothing, with a forecast."""
     cached, answer = question.num_cached(owner.worker_id), question.num_answer_tokens
-    as_reader = Reader.of(reader, rules.slo, answer)
-    return Route(predict_pair(owner, as_reader, question.num_prompt_tokens, cached, rules.slo, answer))
+    own = as_reader(reader, question, rules)
+    return Route(predict_pair(owner, own, question.num_prompt_tokens, cached, rules.slo, answer))

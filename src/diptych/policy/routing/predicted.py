@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from diptych.policy.pairing import Reader, WorkerLoad, choose_pair, predict_pair
-from diptych.policy.routing.candidates import able_owners, able_readers, busy, few_shortest, longest_prefixes
+from diptych.policy.pairing import WorkerLoad, choose_pair, predict_pair
+from diptych.policy.routing.candidates import able_owners, able_readers, as_reader, busy, few_readers, longest_prefixes
 from diptych.policy.routing.question import Chance, Question, Route, Rules
 from diptych.policy.routing.replication import best_holders, delayed, holder_for, plan_copy
 
@@ -39,7 +39,7 @@ def predicted(question: Question, loads: Sequence[WorkerLoad], rules: Rules, tur
     copy = plan_copy(owner, holder, question, rules)
     if copy is None:
         return Route(pair)
-    reader = Reader.of(by_id[pair.reader], rules.slo, answer)
+    reader = as_reader(by_id[pair.reader], question, rules)
     cached = question.num_cached(holder)
     after_copy = delayed(
         predict_pair(owner, reader, question.num_prompt_tokens, cached, rules.slo, answer), copy.copy_s
@@ -57,5 +57,5 @@ def _looked_at(question: Question, loads: Sequence[WorkerLoad], rules: Rules) ->
         return loads
     owners = sorted(able_owners(question, loads, rules), key=busy)
     some = owners[:: -(-len(owners) // NUM_SPREAD)] if owners else []
-    chosen = (*longest_prefixes(owners, question), *some, *few_shortest(able_readers(loads)))
+    chosen = (*longest_prefixes(owners, question), *some, *few_readers(able_readers(loads), question))
     return list({load.worker_id: load for load in chosen}.values())

@@ -11,9 +11,12 @@ from diptych.policy.routing.question import Copy, Question, Route, Rules
 
 
 def best_holders(question: Question, loads: Sequence[WorkerLoad]) -> Mapping[NodeId, WorkerId]:
-    """Return which accepting worker of each machine has the longest part of the prompt in its cache, if any has."""
+    """Return which accepting worker of each machine has the longest part of the prompt in its cache, if any has.
+
+    Who writes no answers lends nothing: what it has read for other machines is of use to itself alone.
+    """
     matched = question.matched_tokens
-    holders = [load for load in loads if load.worker_id in matched and load.is_accepting]
+    holders = [load for load in loads if load.worker_id in matched and load.is_accepting and load.num_blocks]
     holders.sort(key=lambda load: (-matched[load.worker_id], load.worker_id))
     best: dict[NodeId, WorkerId] = {}
     for load in holders:
