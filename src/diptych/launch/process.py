@@ -1,10 +1,19 @@
-"""One process that the launcher started: its control socket, its end."""
+"""One process that the launcher started: its control socket, its end, and that of what it has started itself.
 
+A worker may have processes of its own that use its memory (transfer/carrier.py). They are in its process group, and
+hold its end of the control socket open. When it has ended the group is killed, and the socket tells when the last of it
+is gone; only then is it said to have ended, and may its blocks be somebody else's.
+"""
+
+import contextlib
+import logging
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 from diptych.core.control import ToLauncher
@@ -13,6 +22,9 @@ from diptych.core.logs import LogSettings
 from diptych.wire.control import ControlChannel
 
 STDERR = 2
+POLL_S = 0.002
+KILL_TIMEOUT_S = 10.0
+log = logging.getLogger(__name__)
 
 
 class ChildProcess:
@@ -50,27 +62,47 @@ class ChildProcess:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Return the exit status, reaping the process; None while it runs."""
-        return self._process.poll()
+        """Return the exit status, reaping the process; None while it runs, or somebody else holds its socket open."""
+        if self._process.returncode is None and self._has_exited():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)  # as long as it is not reaped, nobody else is called so
+            if self.control.has_been_left():
+                self._process.wait()
+        return self._process.returncode
+
+    def _has_exited(self) -> bool:
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # whoever has imported this package has children reaped
+            return True
+
+    def _signal(self, signum: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # Popen's way would reap it
+            signal.pidfd_send_signal(self.exit_descriptor, signum)
 
     def terminate(self) -> None:
         """Ask it to end in order."""
         if self.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._signal(signal.SIGTERM)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end; tell whether it came."""
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
+        give_up_s = time.monotonic() + timeout_s
+        poller = select.poll()
+        poller.register(self.exit_descriptor, select.POLLIN)
+        poller.poll(timeout_s * 1000)
+        while self.poll() is None:
+            if time.monotonic() >= give_up_s:
+                return False
+            time.sleep(POLL_S)
         return True
 
     def kill(self) -> None:
         """End it at once and reap it."""
         if self.poll() is None:
-            self._process.kill()
-            self._process.wait()
+            self._signal(signal.SIGKILL)
+            if not self.wait(KILL_TIMEOUT_S):
+                log.error("%s (pid %d) was killed, and the kernel does not end it", self.name, self.pid)
 
     def close(self) -> None:
         """Kill it if it still runs, and let go of its descriptors."""

@@ -1,16 +1,12 @@
 """All that one worker has to do with other machines' memory: its receiver, its links, its transports."""
 
-import logging
 from collections.abc import Callable, Mapping
 
-from diptych.core.errors import TransferError
 from diptych.transfer.base import Transport
 from diptych.transfer.handshake import Identity
 from diptych.transfer.link import Link
 from diptych.transfer.memory import BlockMemory
 from diptych.transfer.receiver import Receiver
-
-log = logging.getLogger(__name__)
 
 
 class Exchange:
@@ -76,7 +72,4 @@ class Exchange:
             self.forget(endpoint)
         self.receiver.close()
         for transport in self._transports.values():
-            try:
-                transport.close()
-            except TransferError as error:
-                log.warning("%s: %s", transport.name, error)
+            transport.close()

@@ -49,9 +49,8 @@ class Hello(Frame, frozen=True, kw_only=True):
     incarnation: Count
     node: Annotated[NodeId, Meta(max_length=256)]
     facts: Facts
-    address: Count
-    """Of my first block, in my process."""
     num_blocks: Ordinal
+    """Of my memory."""
     transports: Annotated[dict[str, Annotated[bytes, Meta(max_length=2**18)]], Meta(max_length=8)]
     """By name, what each has to say of itself."""
     nonce: Secret

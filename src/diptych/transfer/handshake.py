@@ -16,7 +16,7 @@ from diptych.core.ids import NodeId, WorkerId
 from diptych.transfer.frames import Challenge, Facts, Hello, Refused, Welcome
 from diptych.transfer.tcp import Connection
 
-TRANSFER_PROTOCOL = 1
+TRANSFER_PROTOCOL = 2
 NONCE_BYTES = 32
 
 _NAMES = {
@@ -55,7 +55,6 @@ def greet(
     connection: Connection,
     identity: Identity,
     *,
-    address: int,
     num_blocks: int,
     transports: dict[str, bytes],
 ) -> str:
@@ -72,7 +71,6 @@ def greet(
         incarnation=identity.incarnation,
         node=identity.node,
         facts=identity.facts,
-        address=address,
         num_blocks=num_blocks,
         transports=transports,
         nonce=nonce,

@@ -28,9 +28,8 @@ from diptych.transfer.tcp import Connection
 NUM_TRIES = 2
 ANSWER_TIMEOUT_S = 10.0
 """For a transport to take one order's blocks: 64 blocks, mostly some 50 MB."""
-SERVE_INTERVAL_S = 0.0005
 REST_S = 30.0
-"""How long blocks go inline after their transport has failed."""
+"""How long blocks go inline after their transport has failed, or could not be agreed on."""
 UNREACHABLE_S = 5.0
 """How long a receiver that could not be connected to is left alone."""
 SMOOTHING = 0.2
@@ -84,6 +83,9 @@ class Link:
         self._running: Transfer | None = None
         self._connection: Connection | None = None
         self._transport = INLINE
+        self._life = 0
+        """Of the transport, as the receiver knows it."""
+        self._greeted_s = 0.0
         self._inline_until_s = 0.0
         self._unreachable_until_s = 0.0
         self._is_closing = False
@@ -155,6 +157,8 @@ class Link:
         return str(error)
 
     def _try(self, transfer: Transfer) -> None:
+        if self._connection is not None and self._is_outdated():
+            self._hang_up()
         connection = self._connection or self._connect()
         if transfer.is_cancelled:
             raise TransferError("it was cancelled")
@@ -162,6 +166,13 @@ class Link:
             self._fetch(connection, transfer)
         else:
             self._push(connection, transfer)
+
+    def _is_outdated(self) -> bool:
+        """Tell whether the receiver is to be greeted anew: the transport is another one, or may be there again."""
+        transport = self._transports.get(self._transport)
+        if transport is None:
+            return bool(self._transports) and time.monotonic() > self._greeted_s + REST_S
+        return transport.life != self._life
 
     def _connect(self) -> Connection:
         if self.is_unreachable:
@@ -171,20 +182,28 @@ class Link:
         except TransferError:
             self._unreachable_until_s = time.monotonic() + UNREACHABLE_S
             raise
+        lives = {name: transport.life for name, transport in self._transports.items()}
         try:
             self._transport = greet(
-                connection,
-                self._identity,
-                address=self._memory.map.address,
-                num_blocks=self._memory.num_blocks,
-                transports={name: transport.describe() for name, transport in self._transports.items()},
+                connection, self._identity, num_blocks=self._memory.num_blocks, transports=self._descriptions()
             )
         except TransferError:
             connection.close()
             raise
+        self._life, self._greeted_s = lives.get(self._transport, 0), time.monotonic()
         with self._lock:
             self._connection = connection
         return connection
+
+    def _descriptions(self) -> dict[str, bytes]:
+        """Return what each transport says of itself that can be used now."""
+        descriptions: dict[str, bytes] = {}
+        for name, transport in self._transports.items():
+            try:
+                descriptions[name] = transport.describe()
+            except TransferError as error:
+                log.info("%s is not offered to %s: %s", name, self.endpoint, error)
+        return descriptions
 
     def _hang_up(self) -> None:
         with self._lock:
@@ -205,29 +224,26 @@ class Link:
         )
         connection.send(order)
         if transport is not None and not is_inline:
-            self._serve(connection, transport)
             try:
+                self._await_reader(connection, transport)
                 self._expect_done(connection)
             except TransferRefusedError:
                 raise
             except TransferError:
-                self._inline_until_s = time.monotonic() + REST_S
-                log.warning("%s rests, blocks go inline to %s for %.0f s", self._transport, self.endpoint, REST_S)
+                if not transfer.is_cancelled:
+                    self._inline_until_s = time.monotonic() + REST_S
+                    log.warning("%s rests, blocks go inline to %s for %.0f s", self._transport, self.endpoint, REST_S)
                 raise
         else:
             self._expect_ready(connection)
             connection.send_parts(self._memory.parts(sources))
             self._expect_done(connection)
 
-    def _serve(self, connection: Connection, transport: Transport) -> None:
+    def _await_reader(self, connection: Connection, transport: Transport) -> None:
         """Let the peer read until it says something. Raises: TransferError if that takes too long."""
-        give_up_s = time.monotonic() + ANSWER_TIMEOUT_S
-        transport.serve()
-        while not connection.wait(SERVE_INTERVAL_S):
-            if time.monotonic() > give_up_s:
-                self._inline_until_s = time.monotonic() + REST_S
+        with transport.serving():
+            if not connection.wait(ANSWER_TIMEOUT_S):
                 raise TransferError(f"{transport.name} has not taken the blocks within {ANSWER_TIMEOUT_S:.0f} s")
-            transport.serve()
 
     def _fetch(self, connection: Connection, transfer: Transfer) -> None:
         connection.send(Fetch(epoch=transfer.epoch, blocks=[pair.there for pair in transfer.pairs]))

@@ -1,10 +1,7 @@
-"""A node's KV blocks as those see them that move their bytes: where each block lies, here or in a peer's memory."""
+"""A node's KV blocks as those see them that move their bytes: where each block lies."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
-
-import numpy as np
 
 from diptych.core.ids import BlockId
 from diptych.kv.layout import KVLayout
@@ -17,31 +14,20 @@ class BlockPair(NamedTuple):
     there: BlockId
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryMap:
-    """Where the blocks of a segment begin in the address space of the process that has mapped it, and how many."""
-
-    address: int
-    num_blocks: int
-
-    def spans(self, block_id: BlockId, layout: KVLayout) -> list[tuple[int, int]]:
-        """Return (address, bytes) of each run of bytes that makes up a block."""
-        return [(self.address + offset, size) for offset, size in layout.block_spans(block_id, self.num_blocks)]
-
-
 class BlockMemory:
     """The blocks of this node's segment, as this process has mapped them."""
 
-    def __init__(self, blocks: memoryview, layout: KVLayout, num_blocks: int) -> None:
-        """`blocks`: the part of the segment behind the header; stays mapped for as long as this is used."""
-        self.layout = layout
-        self.map = MemoryMap(np.frombuffer(blocks, np.uint8).ctypes.data, num_blocks)
-        self._blocks = blocks
+    def __init__(self, blocks: memoryview, layout: KVLayout, num_blocks: int, descriptor: int, offset: int) -> None:
+        """`blocks`: the part of the segment behind the header; stays mapped for as long as this is used.
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the whole segment, whoever leases them."""
-        return self.map.num_blocks
+        `descriptor`: of the file that is mapped, for processes that map it too; `offset`: of the first block in it.
+        `num_blocks`: of the whole segment, whoever leases them.
+        """
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.descriptor = descriptor
+        self.offset = offset
+        self._blocks = blocks
 
     @property
     def num_bytes(self) -> int:

@@ -1,119 +1,95 @@
 """NIXL: reads from a peer's memory by UCX, which takes the best way that it finds: RDMA, shared memory, TCP.
 
 Without NIXL's progress thread, which takes half a core also while nothing moves: who reads polls, and who is read from
-serves for as long as a peer may be reading (UCX over TCP needs both). An agent may be used by one thread at a time.
+serves for as long as a peer may be reading (UCX over TCP needs both).
+
+A read that fails is lost (`LostReadError`): NIXL has no way to stop one, releasing its handle leaves what was begun
+under way, and a peer that has failed leaves requests behind that never end (NIXL 1.5, its issues 2044, 2047 and 2209).
 """
 
 import contextlib
 import logging
-import threading
-import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from diptych.core.errors import TransferError
-from diptych.transfer.handshake import Identity
-from diptych.transfer.memory import BlockMemory, BlockPair, MemoryMap
+from diptych.transfer.library import LostReadError, Span
 
-POLL_S = 0.0001
-RELEASE_POLL_S = 0.01
 INSTALL = "pip install --no-deps nixl-cu13 nixl"
 BACKEND = "UCX"
-log = logging.getLogger(__name__)
+MEMORY = "DRAM"
+IS_RUNNING = "PROC"
+HAS_SUCCEEDED = "DONE"
 
 
-class NixlTransport:
-    """This process's agent, with the node's blocks registered."""
+@dataclass(slots=True)
+class NixlRead:
+    """A read, as the agent knows it."""
 
-    name = "nixl"
+    handle: Any
+    state: str
 
-    def __init__(self, host: str, identity: Identity, memory: BlockMemory) -> None:
+
+class NixlLibrary:
+    """This process's agent, with the blocks registered."""
+
+    must_be_served = True
+
+    def __init__(self, host: str, name: str, address: int, num_bytes: int) -> None:
         """Make an agent. Raises: TransferError if that cannot be."""
         del host  # UCX finds the devices itself
-        self._memory = memory
-        self._lock = threading.Lock()
-        name = f"{identity.node}/{identity.worker_id}/{identity.incarnation}/{memory.map.address:x}"
         self._agent = _make_agent(name)
-        try:
-            self._registered = self._agent.register_memory([(memory.map.address, memory.num_bytes, 0, "")], "DRAM")
-        except Exception as error:
-            raise TransferError(f"NIXL does not take {memory.num_bytes} bytes of KV: {error}") from None
+        with _as_transfer_error(f"NIXL does not take {num_bytes} bytes of KV"):
+            self._agent.register_memory([(address, num_bytes, 0, "")], MEMORY)
 
     def describe(self) -> bytes:
         """Return how other agents reach this one and its memory."""
-        with self._lock:
-            return bytes(self._agent.get_agent_metadata())
+        return bytes(self._agent.get_agent_metadata())
 
-    def connect(self, description: bytes, memory: MemoryMap) -> "NixlSource":
-        """Return what reads from a peer. Raises: TransferError."""
-        with self._lock, _as_transfer_error("NIXL does not know the peer"):
-            peer = self._agent.add_remote_agent(description)
-        return NixlSource(self._agent, self._lock, peer, self._memory, memory)
+    def meet(self, description: bytes) -> Any:
+        """Return what the agent calls a peer. Raises: TransferError."""
+        with _as_transfer_error("NIXL does not know the peer"):
+            return self._agent.add_remote_agent(description)
+
+    def begin(self, peer: Any, spans: Sequence[Span]) -> NixlRead:
+        """Begin to read from a peer."""
+        targets = [(span.target, span.num_bytes, 0) for span in spans]
+        sources = [(span.source, span.num_bytes, 0) for span in spans]
+        with _as_transfer_error("NIXL cannot begin to read"):
+            handle = self._agent.initialize_xfer(
+                "READ",
+                self._agent.get_xfer_descs(targets, MEMORY),
+                self._agent.get_xfer_descs(sources, MEMORY),
+                peer,
+            )
+        try:
+            return NixlRead(handle, self._agent.transfer(handle))
+        except Exception as error:
+            raise LostReadError(f"NIXL cannot read: {error}") from error
+
+    def has_ended(self, read: NixlRead) -> bool:
+        """Tell whether all is here; the handle is then released. Raises: LostReadError."""
+        if read.state == IS_RUNNING:
+            try:
+                read.state = self._agent.check_xfer_state(read.handle)
+            except Exception as error:
+                raise LostReadError(f"NIXL has lost the peer: {error}") from error
+        if read.state == IS_RUNNING:
+            return False
+        if read.state != HAS_SUCCEEDED:
+            raise LostReadError("NIXL cannot read from the peer")
+        self._agent.release_xfer_handle(read.handle)
+        return True
+
+    def part(self, peer: Any) -> None:
+        """Disconnect from a peer, which may be gone."""
+        with contextlib.suppress(Exception):
+            self._agent.remove_remote_agent(peer)
 
     def serve(self) -> None:
         """Let UCX answer those that read from here."""
-        with self._lock, _as_transfer_error("NIXL does not serve"):
-            self._agent.get_new_notifs()
-
-    def close(self) -> None:
-        """Take the memory back from the agent."""
-        with self._lock, _as_transfer_error("NIXL keeps its memory"):
-            self._agent.deregister_memory(self._registered)
-
-
-class NixlSource:
-    """A peer's blocks, as the agent reads them."""
-
-    def __init__(self, agent: Any, lock: threading.Lock, peer: Any, here: BlockMemory, there: MemoryMap) -> None:
-        self._agent = agent
-        self._lock = lock
-        self._peer = peer
-        self._here = here
-        self._there = there
-
-    def read(self, pairs: Sequence[BlockPair]) -> None:
-        """Fill blocks here from those there; see `Source`."""
-        layout = self._here.layout
-        targets = [(at, size, 0) for pair in pairs for at, size in self._here.map.spans(pair.here, layout)]
-        sources = [(at, size, 0) for pair in pairs for at, size in self._there.spans(pair.there, layout)]
-        with self._lock, _as_transfer_error("NIXL cannot begin to read"):
-            handle = self._agent.initialize_xfer(
-                "READ",
-                self._agent.get_xfer_descs(targets, "DRAM"),
-                self._agent.get_xfer_descs(sources, "DRAM"),
-                self._peer,
-            )
-        try:
-            self._run(handle)
-        finally:
-            self._release(handle)
-
-    def _run(self, handle: Any) -> None:
-        with self._lock, _as_transfer_error("NIXL cannot read"):
-            state = self._agent.transfer(handle)
-        while state == "PROC":
-            time.sleep(POLL_S)
-            with self._lock, _as_transfer_error("NIXL has lost the peer"):
-                state = self._agent.check_xfer_state(handle)
-        if state != "DONE":
-            raise TransferError("NIXL cannot read from the peer")
-
-    def _release(self, handle: Any) -> None:
-        """Have the library let go of all memory of a transfer, which it refuses while that is under way."""
-        while True:
-            with self._lock:
-                try:
-                    self._agent.release_xfer_handle(handle)
-                except Exception:
-                    log.debug("NIXL is still at it")
-                else:
-                    return
-            time.sleep(RELEASE_POLL_S)
-
-    def close(self) -> None:
-        """Disconnect."""
-        with self._lock, contextlib.suppress(Exception):
-            self._agent.remove_remote_agent(self._peer)
+        self._agent.get_new_notifs()
 
 
 def _make_agent(name: str) -> Any:
@@ -121,7 +97,7 @@ def _make_agent(name: str) -> Any:
         from nixl._api import nixl_agent, nixl_agent_config  # noqa: PLC0415  an extra
     except ImportError as error:
         raise TransferError(f"NIXL is not there ({error}): {INSTALL}") from None
-    logging.getLogger("nixl").setLevel(logging.WARNING)  # it writes to standard output, which is not its own
+    logging.getLogger("nixl").setLevel(logging.WARNING)
     with _as_transfer_error("NIXL does not start"):
         agent = nixl_agent(name, nixl_agent_config(enable_prog_thread=False, backends=[]))
         agent.create_backend(BACKEND, {})

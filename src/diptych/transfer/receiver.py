@@ -16,7 +16,7 @@ from diptych.core.ids import BlockId
 from diptych.transfer.base import INLINE, Source, Transport
 from diptych.transfer.frames import Done, Failed, Fetch, Hello, Push, Ready
 from diptych.transfer.handshake import Admission, Identity
-from diptych.transfer.memory import BlockMemory, BlockPair, MemoryMap
+from diptych.transfer.memory import BlockMemory, BlockPair
 from diptych.transfer.open_grants import Life, OpenGrants
 from diptych.transfer.tcp import Connection
 
@@ -130,7 +130,7 @@ class Receiver:
             if name not in hello.transports:
                 continue
             try:
-                return name, transport.connect(hello.transports[name], MemoryMap(hello.address, hello.num_blocks))
+                return name, transport.connect(hello.transports[name], hello.num_blocks)
             except TransferError as error:
                 log.warning("%s takes the blocks of %s inline: %s", self._identity.worker_id, hello.worker_id, error)
         return INLINE, None

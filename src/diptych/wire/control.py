@@ -61,12 +61,9 @@ class ControlChannel(Generic[Incoming]):
 
         Raises: ProtocolError if the peer writes without ever ending a line.
         """
-        data = b""
-        if self._is_readable():
-            with contextlib.suppress(ConnectionResetError):
-                data = self._connection.recv(MAX_LINE_BYTES)
-            self.has_ended = not data
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if not self.has_ended and self._is_readable():
+            self._take_data()
+        *lines, self._buffer = self._buffer.split(b"\n")
         if len(self._buffer) > MAX_LINE_BYTES:
             raise ProtocolError("a control message is too long")
         messages: list[Incoming] = []
@@ -76,6 +73,19 @@ class ControlChannel(Generic[Incoming]):
             except msgspec.MsgspecError as error:
                 log.warning("dropped a control message: %s", error)
         return messages
+
+    def has_been_left(self) -> bool:
+        """Tell whether nobody holds the other end open any more; lines that are here are kept for who receives."""
+        while not self.has_ended and self._is_readable():
+            self._take_data()
+        return self.has_ended
+
+    def _take_data(self) -> None:
+        data = b""
+        with contextlib.suppress(ConnectionResetError):
+            data = self._connection.recv(MAX_LINE_BYTES)
+        self.has_ended = not data
+        self._buffer += data
 
     def _is_readable(self) -> bool:
         poller = select.poll()

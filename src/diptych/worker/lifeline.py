@@ -33,6 +33,10 @@ class Lifeline:
         self._step_limit_s: float | None = None
         self._gone: list[PeerGone] = []
 
+    def fileno(self) -> int:
+        """Return the socket's descriptor: the launcher waits for the end of each process that holds it open."""
+        return self._control.fileno()
+
     def next_s(self) -> float:
         """Return when `on_turn` is due again."""
         return self._next_alive_s

@@ -129,7 +129,7 @@ class Worker:
         self._hit_log = HitLog(order.worker_id, clock.now_s())
         self._prefill = prefill = PrefillRole(order, engine, memory, self._outbox, clock, pace)
         blocks = self._make_blocks()
-        self._exchange = open_exchange(order, engine, memory, self._wake.raise_flag)
+        self._exchange = open_exchange(order, engine, memory, self._wake.raise_flag, [lifeline.fileno()])
         if self._exchange is not None and order.role is Role.PREFILL:
             prefill.remote = RemotePrompts(order, blocks, self._exchange, lease.costs, self._speed, prefill.tell)
         self._decode: DecodeRole | None = None
