@@ -30,6 +30,7 @@ PROGRAMS = (
     "multi_turn_cache",
     "transfer",
     "remote_handover",
+    "distant_handover",
     "copy_cost",
     "disk_cost",
 )

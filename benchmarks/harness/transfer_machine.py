@@ -9,6 +9,7 @@ compared with.
 
 import contextlib
 import mmap
+import os
 import socket
 import sys
 import threading
@@ -38,10 +39,12 @@ class TransferMachine:
         self, name: str, num_blocks: int, block_bytes: int, transport: str, on_change: Callable[[], None]
     ) -> None:
         layout = KVLayout.of([CacheTensor("kv", (block_bytes,), "u8")], 32)
-        content = memoryview(mmap.mmap(-1, num_blocks * block_bytes))
+        descriptor = os.memfd_create("blocks")
+        os.ftruncate(descriptor, num_blocks * block_bytes)
+        content = memoryview(mmap.mmap(descriptor, num_blocks * block_bytes))
         self.content: npt.NDArray[np.uint8] = np.frombuffer(content, np.uint8)
         self.content[:] = 1
-        self.memory = BlockMemory(content, layout, num_blocks)
+        self.memory = BlockMemory(content, layout, num_blocks, descriptor, 0)
         facts = Facts(
             protocol=TRANSFER_PROTOCOL,
             diptych="benchmark",
@@ -81,6 +84,7 @@ def main() -> None:
     taker.start()
     print(machine.exchange.receiver.endpoint, listener.getsockname()[1], machine.transport, flush=True)
     sys.stdin.read()
+    machine.exchange.close()
 
 
 if __name__ == "__main__":

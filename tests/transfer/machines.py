@@ -13,6 +13,8 @@ import pytest
 from diptych.core.ids import BlockId, NodeId, WorkerId
 from diptych.kv.layout import CacheTensor, KVLayout
 from diptych.transfer.base import Transport
+from diptych.transfer.carrier import Carrier
+from diptych.transfer.carrier_orders import Begin
 from diptych.transfer.exchange import Exchange
 from diptych.transfer.frames import Facts
 from diptych.transfer.handshake import TRANSFER_PROTOCOL, Identity
@@ -53,21 +55,29 @@ class Machine:
         *,
         ways: Sequence[str] = (),
         transports: Mapping[str, Transport] | None = None,
+        carried: str | None = None,
+        host: str = "127.0.0.1",
         secret: bytes = SECRET,
         has_checksums: bool = False,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
+        """`carried`: how the scripted library behaves that a carrier uses, as the only transport."""
         self.layout = layout
         self.num_blocks = num_blocks
-        content = memoryview(mmap.mmap(-1, num_blocks * layout.block_bytes))
+        self._descriptor = os.memfd_create("blocks")
+        os.ftruncate(self._descriptor, num_blocks * layout.block_bytes)
+        content = memoryview(mmap.mmap(self._descriptor, num_blocks * layout.block_bytes))
         self.content: npt.NDArray[np.uint8] = np.frombuffer(content, np.uint8)
         self.content[:] = np.random.default_rng(len(name)).integers(0, 256, len(self.content), np.uint8)
-        self.memory = BlockMemory(content, layout, num_blocks)
+        self.memory = BlockMemory(content, layout, num_blocks, self._descriptor, 0)
         self.life = (WorkerId(name), 1)
         identity = Identity(*self.life, NodeId(name), facts_of(layout, facts or {}), secret)
-        opened = _open(ways, identity, self.memory) if transports is None else transports
+        if carried is not None:
+            transports = {"scripted": scripted_carrier(carried, self.memory)}
+        opened = _open(ways, host, identity, self.memory) if transports is None else transports
+        self.transports = dict(opened)
         self.exchange = Exchange(
-            "127.0.0.1", identity, self.memory, opened, on_change=lambda: None, has_checksums=has_checksums
+            host, identity, self.memory, opened, on_change=lambda: None, has_checksums=has_checksums
         )
 
     def __enter__(self) -> "Machine":
@@ -75,6 +85,7 @@ class Machine:
 
     def __exit__(self, *_: object) -> None:
         self.exchange.close()
+        os.close(self._descriptor)
 
     @property
     def grants(self) -> Any:
@@ -101,9 +112,16 @@ class Machine:
         return self.exchange.link(source.exchange.receiver.endpoint).fetch(epoch, _pairs(pairs))
 
 
-def _open(ways: Sequence[str], identity: Identity, memory: BlockMemory) -> Mapping[str, Transport]:
+def scripted_carrier(behaviour: str, memory: BlockMemory) -> Carrier:
+    """Return a carrier of the scripted library. Raises: TransferError."""
+    library = "tests.transfer.scripted_library:ScriptedLibrary"
+    begin = Begin(library=library, host=behaviour, name="worker", offset=memory.offset, num_bytes=memory.num_bytes)
+    return Carrier("scripted", begin, memory)
+
+
+def _open(ways: Sequence[str], host: str, identity: Identity, memory: BlockMemory) -> Mapping[str, Transport]:
     """Open transports; where a library is not there the test says so, and in CI fails."""
-    opened = open_transports(ways, "127.0.0.1", identity, memory)
+    opened = open_transports(ways, host, identity, memory)
     missing = set(ways) - {*opened, "tcp"}
     if missing and "CI" not in os.environ:
         pytest.skip(f"{missing} cannot be used here; `make test` installs what pip can, .ci/run the rest")

@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from tests.transfer.machines import PATIENCE_S
 
 from diptych.core.errors import TransferError
-from diptych.transfer.memory import BlockMemory, BlockPair, MemoryMap
+from diptych.transfer.memory import BlockMemory, BlockPair
 
 MEMORIES: dict[bytes, BlockMemory] = {}
 
@@ -15,6 +16,7 @@ class ScriptedTransport:
     """Copies at once, unless the test says otherwise."""
 
     name = "scripted"
+    life = 1
 
     def __init__(self) -> None:
         self.memory: BlockMemory | None = None
@@ -33,7 +35,7 @@ class ScriptedTransport:
     def describe(self) -> bytes:
         return str(id(self)).encode()
 
-    def connect(self, description: bytes, memory: MemoryMap) -> "ScriptedTransport":
+    def connect(self, description: bytes, num_blocks: int) -> "ScriptedTransport":
         if description not in MEMORIES:
             raise TransferError("nobody is called that")
         self.there = MEMORIES[description]
@@ -51,8 +53,8 @@ class ScriptedTransport:
                 here[:] = there
                 here[0] ^= self.damages
 
-    def serve(self) -> None:
-        pass
+    def serving(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         pass

@@ -19,7 +19,7 @@ from diptych.transfer.tcp import Connection
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocol": 2}, "version of the transfer protocol differs: 1 here, 2 there"),
+        ({"protocol": 1}, "version of the transfer protocol differs: 2 here, 1 there"),
         ({"diptych": "1.2.4"}, "version of Diptych differs: 1.2.3 here, 1.2.4 there"),
         ({"model_key": "another"}, "the model differs: a model here, another there"),
         ({"engine": "openvino f32 KV"}, "KV precision differs: openvino bf16 KV here, openvino f32 KV there"),
