@@ -4,7 +4,7 @@ What `tc netem` does, for kernels without it: packets go from one TUN device to 
 them back. TCP sees packets of 1,500 bytes; the kernel hands over and takes bursts of them in one piece, as it does with
 virtual network cards, so that a process in Python keeps up with some Gbit/s. It needs root, and a core's time.
 
-    python -m harness.wire DEVICE DEVICE DELAY_S BYTES_PER_S LOSS      makes both devices, and carries until it is killed
+    python -m harness.wire DEVICE DEVICE DELAY_S BYTES_PER_S LOSS     makes both devices, and carries until it is killed
 """
 
 import fcntl

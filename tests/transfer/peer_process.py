@@ -4,13 +4,37 @@ python -m tests.transfer.peer_process send WAY ENDPOINT [HOST]   pushes blocks 0
 python -m tests.transfer.peer_process take WAY                   grants all its blocks to `sender`, prints its endpoint
 """
 
+import os
+import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from tests.transfer.machines import Machine, outcome
 
 EPOCH = 1
 NUM_BLOCKS = 30
+
+
+@contextmanager
+def peer(*arguments: str, prefix: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a peer; return it with its first word."""
+    process = subprocess.Popen(
+        [*prefix, sys.executable, "-m", "tests.transfer.peer_process", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,  # its carriers too are to stand still
+    )
+    assert process.stdout is not None
+    try:
+        yield process, process.stdout.readline().strip()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
 
 
 def main() -> None:

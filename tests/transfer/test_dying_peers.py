@@ -2,16 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import pytest
 from tests.cluster.hosts import hosts, why_no_namespaces
 from tests.transfer.machines import Machine, outcome, wait_for
-from tests.transfer.peer_process import EPOCH, NUM_BLOCKS
+from tests.transfer.peer_process import EPOCH, NUM_BLOCKS, peer
 
 from diptych.transfer import carrier, tcp
 
@@ -25,24 +21,6 @@ def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp, "IO_TIMEOUT_S", 0.5)
     monkeypatch.setattr(carrier, "READ_TIMEOUT_S", 1.0)
     monkeypatch.setenv("UCX_TLS", "tcp")  # as between machines: on one it copies from a process that stands still
-
-
-@contextmanager
-def peer(*arguments: str, prefix: Sequence[str] = ()) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start a peer; return it with its first word."""
-    process = subprocess.Popen(
-        [*prefix, sys.executable, "-m", "tests.transfer.peer_process", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        process_group=0,  # its carriers too are to stand still
-    )
-    assert process.stdout is not None
-    try:
-        yield process, process.stdout.readline().strip()
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.mark.slow

@@ -168,7 +168,10 @@ def main() -> int:
     """Run a carrier: `python -m diptych.transfer.carrier_process SOCKET FILE`, both of them descriptors."""
     connection, segment = socket.socket(fileno=int(sys.argv[1])), Segment(int(sys.argv[2]))
     threading.Thread(target=_end_with_worker, args=(connection,), daemon=True).start()
-    begin = _decoder.decode(connection.recv(MAX_PACKET_BYTES))
+    packet = connection.recv(MAX_PACKET_BYTES)
+    if not packet:
+        return 0
+    begin = _decoder.decode(packet)
     assert isinstance(begin, Begin)
     segment.populate()
     blocks = segment.view(begin.offset, begin.num_bytes)
