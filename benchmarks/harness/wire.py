@@ -33,6 +33,8 @@ MAX_HELD_BYTES = 32 * 2**20
 """In each direction; more is lost, as in a switch whose queue is full."""
 MAX_BURSTS_A_TURN = 32
 TIMEOUT_S = 10.0
+OWN_SYSFS = ["unshare", "--mount", "sh", "-c", 'mount -t sysfs sysfs /sys && exec "$@"', "sh"]
+"""UCX looks for a network's devices there."""
 _numbers = itertools.count()
 
 
@@ -46,13 +48,14 @@ class Wire:
         """
         number = next(_numbers)
         devices = [f"dpw{os.getpid()}{end}{number}" for end in "ab"]
+        self._device = devices[0]
         subnet = f"10.{200 + number % 50}.{os.getpid() % 250}"
         self.near, self.far = f"{subnet}.1", f"{subnet}.2"
         """This machine's address on the wire, and that of the namespace."""
         self._running: list[subprocess.Popen[str]] = []
         try:
             pid = self._open_namespace()
-            self.prefix = ["nsenter", "-t", pid, "--net", "--"]
+            self.prefix = ["nsenter", "-t", pid, "--net", "--", *OWN_SYSFS]
             """In front of commands that are to run there."""
             self._carry(devices, delay_s, bytes_per_s, loss)
             _run("ip", "link", "set", devices[1], "netns", pid)
@@ -90,10 +93,18 @@ class Wire:
         self._running.append(process)
         return process
 
+    def cut(self) -> None:
+        """Let nothing through in either direction, and tell nobody."""
+        _run("ip", "link", "set", self._device, "down")
+
+    def heal(self) -> None:
+        """Let everything through again."""
+        _run("ip", "link", "set", self._device, "up")
+
     def close(self) -> None:
         """Remove the wire and the namespace."""
         for process in reversed(self._running):
-            process.terminate()
+            process.kill()  # what ends unshare otherwise is the end of its child only
             process.wait(TIMEOUT_S)
             assert process.stdout is not None
             process.stdout.close()

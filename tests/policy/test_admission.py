@@ -1,5 +1,7 @@
 """The bound on requests in the system, what is too late for the SLO, and when a refused client may come back."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,8 +52,8 @@ SLO = Slo(1.0, 0.05)
 def pair(**changes: float) -> Pair:
     """Return a forecast that is well within the SLO, changed."""
     forecast = {"ttft_s": 0.2, "step_s": 0.02, "least_ttft_s": 0.1, "least_step_s": 0.01, "step_share": 0.9}
-    ends = {"owner": WorkerId("decode-0"), "reader": WorkerId("prefill-0"), "reading": Reading(100, 0, 0)}
-    return Pair(**ends, **{"step_now_s": 0.02} | forecast | changes)
+    times: dict[str, Any] = {"step_now_s": 0.02} | forecast | changes
+    return Pair(WorkerId("decode-0"), WorkerId("prefill-0"), reading=Reading(100, 0, 0), **times)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ import signal
 import time
 
 import pytest
-from tests.cluster.hosts import hosts, why_no_namespaces
 from tests.transfer.machines import Machine, outcome, wait_for
 from tests.transfer.peer_process import EPOCH, NUM_BLOCKS, peer
 
+from diptych.core.errors import BenchError
 from diptych.transfer import carrier, tcp
+from harness.wire import Wire
 
 WAYS = ["tcp", "mooncake", "nixl"]
 QUIET_WITHIN_S = 6.0
@@ -55,22 +56,22 @@ def test_a_sender_that_stands_still_holds_no_block_for_long(way: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_a_sender_whose_cable_is_cut_holds_no_block_for_long(way: str) -> None:
-    if (why := why_no_namespaces()) is not None:
-        pytest.skip(f"no cable can be cut here: {why}; the test of one that stands still is nearest to it")
-    with hosts("sender") as (host,):
-        near = host.router_at(0).rpartition(":")[0]
-        far = near.removesuffix("1") + "2"
-        with Machine("owner", NUM_BLOCKS, ways=[way], host=near) as owner:
-            owner.grants.open(EPOCH, ("sender", 1), range(NUM_BLOCKS), [])
-            before = owner.block(0)
-            with peer("send", way, owner.exchange.receiver.endpoint, far, prefix=host.prefix) as (_, word):
-                assert word == "ready"
-                assert wait_for(lambda: owner.block(0) != before), "blocks arrive"
-                host.cut()
-                check_that_nothing_is_held(owner)
-                host.heal()
-                check_that_nothing_comes(owner)
+def test_a_sender_whose_cable_is_cut_holds_no_block_for_long(way: str, capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        wire = Wire(delay_s=0.001, bytes_per_s=1.25e9)
+    except BenchError as error:
+        pytest.skip(f"no cable can be cut here: {error}; the test of one that stands still is nearest to it")
+    with wire, Machine("owner", NUM_BLOCKS, ways=[way], host=wire.near) as owner:
+        owner.grants.open(EPOCH, ("sender", 1), range(NUM_BLOCKS), [])
+        before = owner.block(0)
+        with peer("send", way, owner.exchange.receiver.endpoint, wire.far, prefix=wire.prefix) as (_, word):
+            assert word == "ready"
+            assert wait_for(lambda: owner.block(0) != before), "blocks arrive"
+            assert "inline" not in capfd.readouterr().err, "they come by the library"
+            wire.cut()
+            check_that_nothing_is_held(owner)
+            wire.heal()
+            check_that_nothing_comes(owner)
 
 
 def check_that_nothing_is_held(owner: Machine) -> None:

@@ -10,7 +10,9 @@ from harness.wire import Wire
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["tcp", "mooncake", "nixl"])
-def test_blocks_arrive_over_a_long_wire_that_loses_some(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_arrive_over_a_long_wire_that_loses_some(
+    way: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("UCX_TLS", "tcp")
     try:
         wire = Wire(delay_s=0.01, bytes_per_s=1.25e8, loss=0.01)
@@ -26,3 +28,4 @@ def test_blocks_arrive_over_a_long_wire_that_loses_some(way: str, monkeypatch: p
         with peer("send", way, owner.exchange.receiver.endpoint, wire.far, prefix=wire.prefix) as (_, word):
             assert word == "ready"
             assert wait_for(lambda: [owner.block(number) for number in range(NUM_BLOCKS)] == expected)
+            assert "inline" not in capfd.readouterr().err, "they come by the library"
