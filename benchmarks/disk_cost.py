@@ -3,7 +3,8 @@
 Two servers on the same cores take turns, one with a disk tier and one without, each with so little memory for KV that
 prompts which are read meanwhile evict each other. On each, answers run while prompts come at a fixed rate: *fresh*
 ones, whose blocks are stored before they are evicted, and *returning* ones, which are on disk and are loaded, or else
-read again. The prefill worker reads them on the other core, and gaps are those of the answers at their client.
+read again. The prefill worker reads them on the other core, and gaps are those of the answers at their client. With
+`--kv-store` the same of a store that machines share, in place of the disk.
 """
 
 import asyncio
@@ -48,6 +49,7 @@ class DiskOptions(Options):
     phase_s: float = setting(15.0, "Seconds of each phase.")
     answer_tokens: int = setting(1_200, "Tokens that an answer may have; enough for a phase.")
     kv_mb: float = setting(400.0, "Memory for KV, MB.")
+    kv_store: str = setting("", "Store to measure in place of a disk, mooncake://HOST:PORT of its master.")
     disk_dir: Path = setting(Path("/var/tmp"), "Folder on the disk to measure; what is written there is removed.")  # noqa: RUF009, S108  a field; a private folder is made in it
 
 
@@ -92,8 +94,9 @@ def measure(options: DiskOptions, progress: ProgressBar) -> Outcome:
 
 @contextmanager
 def _serving(options: DiskOptions, root: Path | None) -> Iterator[diptych.Server]:
-    disk = {} if root is None else {"disk_kv_bytes": DISK_BYTES, "disk_kv_dir": root}
-    config = options.serve_config(admission="none", **disk)
+    store, disk = {"kv_store": options.kv_store}, {"disk_kv_bytes": DISK_BYTES, "disk_kv_dir": root}
+    tier: dict[str, Any] = {} if root is None else store if options.kv_store else disk
+    config = options.serve_config(admission="none", **tier)
     # As asked also with the modeled engine: without pressure there is nothing to measure.
     with diptych.serve(config.model_copy(update={"kv_bytes": round(options.kv_mb * 1e6)})) as server:
         yield server
@@ -161,7 +164,7 @@ async def _cache_counts(client: LoadClient) -> tuple[int, int, int]:
     """Return how many blocks have been stored, loaded and evicted from memory, as far as heartbeats tell."""
     workers = (await client.status())["workers"].values()
     caches = [worker["status"]["cache"] for worker in workers if worker["status"]["cache"] is not None]
-    tiers = [cache["tier"] for cache in caches if cache["tier"] is not None]
+    tiers = [tier for cache in caches for tier in cache["tiers"]]
 
     def total(statuses: list[dict[str, Any]], name: str) -> int:
         return sum(int(status[name]) for status in statuses)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prometheus_client import Metric
 
-from diptych.core.cache_status import CacheStatus, TierState, TierStatus
+from diptych.core.cache_status import CacheStatus, TierKind, TierState, TierStatus
 from diptych.core.clock import VirtualClock
 from diptych.core.ids import WorkerId
 from diptych.core.messages import PeerAddress, Role, WorkerState, WorkerStatus
@@ -56,7 +56,7 @@ def families() -> list[Metric]:
         num_asked_tokens=0,
         num_memory_tokens=0,
         num_tier_tokens=0,
-        tier=TierStatus(name="disk", state=TierState.READY),
+        tiers=(TierStatus(kind=TierKind.DISK, name="disk", state=TierState.READY),),
     )
     status = WorkerStatus(
         state=WorkerState.READY,

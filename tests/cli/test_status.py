@@ -10,13 +10,14 @@ from rich.table import Table
 
 from diptych.cli.cache import memory_table, tier_table
 from diptych.cli.status import workers_table
-from diptych.core.cache_status import CacheStatus, TierState, TierStatus
+from diptych.core.cache_status import CacheStatus, TierKind, TierState, TierStatus
 from diptych.core.ids import WorkerId
 from diptych.core.messages import PeerAddress, Role, WorkerState, WorkerStatus
 from diptych.core.service import ClusterStatus, WorkerInfo
 
 NUM_BLOCKS = 43210
 TIER = TierStatus(
+    kind=TierKind.DISK,
     name="disk, past the page cache",
     state=TierState.READY,
     num_blocks=NUM_BLOCKS,
@@ -33,7 +34,7 @@ CACHE = CacheStatus(
     num_memory_tokens=12_000_000,
     num_tier_tokens=300_000,
     num_lost_blocks=4321,
-    tier=TIER,
+    tiers=(TIER,),
 )
 
 
@@ -98,6 +99,9 @@ def test_the_caches_fit_into_80_columns() -> None:
     head, row = printed(memory_table(caches))
     assert head == "worker blocks cached bytes asked tokens in memory below evicted lost"
     assert row == "prefill-10 43210 31.86 GB 12345678 97% 2% 123456 4321"
-    head, row = printed(tier_table({"prefill-10": caches["prefill-10"]["tier"]}))
-    assert head == "worker blocks its bytes limit stored loaded evicted gone corrupt failed"
-    assert row == "prefill-10 43210 19.87 GB 20.00 GB 98765 87654 0 0 0 0"
+    shared = msgspec.to_builtins(TierStatus(kind=TierKind.SHARED, name="Mooncake Store", state=TierState.READY))
+    rows = [("prefill-10", caches["prefill-10"]["tiers"][0]), ("prefill-10", shared)]
+    head, row, second = printed(tier_table(rows))
+    assert head == "worker tier blocks bytes limit stored loaded evicted gone bad failed"
+    assert row == "prefill-10 disk 43210 19.87 GB 20.00 GB 98765 87654 0 0 0 0"
+    assert second == "prefill-10 shared 0 - - 0 0 0 0 0 0"

@@ -16,9 +16,10 @@ BLOCK_SIZE = 32
 
 
 def wait_until_stored(server: LiveServer, num_blocks: int) -> None:
-    eventually(
-        lambda: server.worker("decode-0")["cache"]["tier"]["num_stored_blocks"] >= num_blocks, f"{num_blocks} stored"
-    )
+    def num_stored() -> int:
+        return int(server.worker("decode-0")["cache"]["tiers"][0]["num_stored_blocks"])
+
+    eventually(lambda: num_stored() >= num_blocks, f"{num_blocks} stored")
 
 
 @pytest.mark.slow
@@ -32,13 +33,13 @@ def test_the_real_model_goes_on_after_a_restart_as_if_nothing_had_happened(servi
         wait_until_stored(server, 1)
         server.wait_until_idle()
     with serving(**settings) as server:
-        eventually(lambda: server.worker("decode-0")["cache"]["tier"]["num_blocks"] >= num_blocks, "found again")
+        eventually(lambda: server.worker("decode-0")["cache"]["tiers"][0]["num_blocks"] >= num_blocks, "found again")
         warm = server.complete(STORY, max_tokens=48)
         record = server.records()[-1]
         assert warm.text == cold.text
         assert warm.num_cached_tokens == record["num_loaded_tokens"]
         assert warm.num_prompt_tokens - warm.num_cached_tokens <= BLOCK_SIZE + 1
-        tier = server.worker("decode-0")["cache"]["tier"]
+        tier = server.worker("decode-0")["cache"]["tiers"][0]
         assert (tier["num_corrupt_blocks"], tier["num_missing_blocks"], tier["num_failures"]) == (0, 0, 0)
         for path in (tmp_path / "kv").rglob("*"):
             if len(path.name) == BLOCK_SIZE:

@@ -8,7 +8,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from tests.telemetry.conftest import MakeRecord
 
-from diptych.core.cache_status import CacheStatus, TierState, TierStatus
+from diptych.core.cache_status import CacheStatus, TierKind, TierState, TierStatus
 from diptych.core.clock import VirtualClock
 from diptych.core.cost_model import StepWork
 from diptych.core.errors import (
@@ -173,7 +173,10 @@ def test_workers_say_what_they_have_computed(metrics: Metrics) -> None:
     log.on_step(StepWork(), StepWork.of_answers(5, 500), 0.012)
     log.on_step(StepWork().plus(30, 0), StepWork.of_answers(2, 80), 0.03)
     log.on_failed_step()
-    tier = TierStatus(name="disk", state=TierState.READY, used_bytes=7, num_loaded_blocks=3, num_evicted_blocks=4)
+    disk = TierStatus(
+        kind=TierKind.DISK, name="d", state=TierState.READY, used_bytes=7, num_loaded_blocks=3, num_evicted_blocks=4
+    )
+    shared = TierStatus(kind=TierKind.SHARED, name="s", state=TierState.READY, num_loaded_blocks=2, num_failures=5)
     cache = CacheStatus(
         block_bytes=10,
         num_findable_blocks=0,
@@ -184,7 +187,8 @@ def test_workers_say_what_they_have_computed(metrics: Metrics) -> None:
         num_computed_tokens=30,
         num_copied_tokens=16,
         num_copied_bytes=80,
-        tier=tier,
+        num_shared_tokens=8,
+        tiers=(disk, shared),
     )
     beat = heartbeat(work=log.status(), cache=cache)
     metrics.on_heartbeat(beat)
@@ -198,12 +202,14 @@ def test_workers_say_what_they_have_computed(metrics: Metrics) -> None:
     assert scrape.value("worker_failed_steps_total", worker=WORKER) == 1
     sources = {
         source: scrape.value("prompt_tokens_by_source_total", worker=WORKER, source=source)
-        for source in ("computed", "memory", "copied", "disk")
+        for source in ("computed", "memory", "copied", "disk", "shared")
     }
-    assert sources == {"computed": 30, "memory": 34, "copied": 16, "disk": 20}
+    assert sources == {"computed": 30, "memory": 34, "copied": 16, "disk": 12, "shared": 8}
     assert scrape.value("prefix_cache_hits_total", worker=WORKER) == 70
     assert scrape.value("kv_transfer_bytes_total", worker=WORKER, way="copied") == 80
     assert scrape.value("kv_transfer_bytes_total", worker=WORKER, way="loaded") == 30
+    assert scrape.value("kv_transfer_bytes_total", worker=WORKER, way="shared_loaded") == 20
+    assert scrape.value("shared_store_failures_total", worker=WORKER) == 5
     assert scrape.value("kv_evictions_total", worker=WORKER, tier="memory") == 9
     assert scrape.value("kv_evictions_total", worker=WORKER, tier="disk") == 4
     assert scrape.value("kv_blocks", worker=WORKER, state="used") == 25

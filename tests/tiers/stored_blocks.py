@@ -7,13 +7,13 @@ from pathlib import Path
 
 from diptych.core.ids import BlockHash
 from diptych.tiers.block_file import PAGE_BYTES
-from diptych.tiers.disk_key import disk_key
+from diptych.tiers.kv_key import kv_key
 
 BLOCK_BYTES = 6000
 """Not whole pages."""
 FILE_BYTES = 3 * PAGE_BYTES
 FINGERPRINT = "0123456789abcdef"
-KEY = disk_key(FINGERPRINT, {"model": "m"})
+KEY = kv_key(FINGERPRINT, {"model": "m"})
 
 
 def hash_of(number: int) -> BlockHash:

@@ -13,8 +13,9 @@ from tests.tiers.stored_blocks import BLOCK_BYTES, KEY, content_of, files_at_mos
 from diptych.core.cache_status import TierState
 from diptych.core.clock import VirtualClock
 from diptych.tiers.base import Target
-from diptych.tiers.disk import MEASURED_FOR_S, NUM_STORE_BUFFERS, DiskTier
+from diptych.tiers.disk import NUM_STORE_BUFFERS, DiskTier
 from diptych.tiers.disk_store import DiskSettings, DiskStore
+from diptych.tiers.load_speed import MEASURED_FOR_S
 from diptych.tiers.rest import FIRST_REST_S, Rest
 
 

@@ -19,9 +19,9 @@ from tests.tiers.stored_blocks import (
 from diptych.core.errors import TierError
 from diptych.tiers.block_file import PAGE_BYTES
 from diptych.tiers.clearing import clear_disk_kv
-from diptych.tiers.disk_key import disk_key, is_disk_key
 from diptych.tiers.disk_store import DiskSettings, DiskStore
 from diptych.tiers.files import can_bypass_page_cache
+from diptych.tiers.kv_key import is_kv_key, kv_key
 
 
 class Holder:
@@ -99,7 +99,7 @@ def test_another_blocks_file_or_another_keys_is_a_miss(tmp_path: Path) -> None:
     one, eleven = files_in(tmp_path)
     eleven.write_bytes(one.read_bytes())
     assert holder.read(11) is None
-    other_key = disk_key(FINGERPRINT, {"model": "other"})
+    other_key = kv_key(FINGERPRINT, {"model": "other"})
     other = Holder(tmp_path, key=other_key)
     assert other.has(1) == [False]
     other.write(1)
@@ -168,7 +168,7 @@ def test_what_a_larger_server_has_left_is_shared_out(tmp_path: Path) -> None:
     former = [Holder(tmp_path, num_files=5, num_sharers=3) for _ in range(3)]
     for number, holder in enumerate(former):
         holder.write(*range(10 * number, 10 * number + 5))
-    other_key = disk_key(FINGERPRINT, {"model": "other"})
+    other_key = kv_key(FINGERPRINT, {"model": "other"})
     foreign = Holder(tmp_path, num_files=5, key=other_key)
     foreign.write(*range(5))
     for holder in (*former, foreign):
@@ -179,7 +179,7 @@ def test_what_a_larger_server_has_left_is_shared_out(tmp_path: Path) -> None:
 
 
 def test_what_another_server_uses_stays(tmp_path: Path) -> None:
-    other = Holder(tmp_path, num_files=5, key=disk_key(FINGERPRINT, {"model": "other"}))
+    other = Holder(tmp_path, num_files=5, key=kv_key(FINGERPRINT, {"model": "other"}))
     other.write(1, 2, 3)
     Holder(tmp_path, num_files=1).write(4, 5)
     assert [other.read(number) for number in (1, 2, 3)] == [content_of(1), content_of(2), content_of(3)]
@@ -274,7 +274,7 @@ def test_whether_a_file_system_has_o_direct_is_tried_out(tmp_path: Path, monkeyp
 
 def test_keys_differ_by_every_fact() -> None:
     facts = [{"model": "a"}, {"model": "b"}, {"model": "a", "threads": "2"}, {"threads": "2"}]
-    keys = {disk_key(FINGERPRINT, one) for one in facts} | {disk_key("f" * 16, facts[0])}
+    keys = {kv_key(FINGERPRINT, one) for one in facts} | {kv_key("f" * 16, facts[0])}
     assert len(keys) == 5
-    assert all(is_disk_key(key) for key in keys)
-    assert not any(is_disk_key(name) for name in ("photos", "0", f"{KEY}.old", f"../{KEY}", ""))
+    assert all(is_kv_key(key) for key in keys)
+    assert not any(is_kv_key(name) for name in ("photos", "0", f"{KEY}.old", f"../{KEY}", ""))

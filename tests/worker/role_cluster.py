@@ -272,8 +272,9 @@ class RoleWorker:
         """The tier below its blocks, if there is one."""
         if self.tiering is None:
             return None
-        assert isinstance(self.tiering.tier, ScriptedTier)
-        return self.tiering.tier
+        (tier,) = self.tiering.tiers
+        assert isinstance(tier, ScriptedTier)
+        return tier
 
     def receive(self, message: ToWorker | Remains) -> None:
         """Let the role have a message that makes sense."""
@@ -397,8 +398,8 @@ class RoleCluster:
         elif owned:
             if self.settings.has_tier:
                 tier = ScriptedTier(self.shelf)
-                tiering = Tiering(tier, blocks, memory, costs, speed, order.chunk_tokens, self.clock)
-                tiering.demotions.add(one.block_hash for one in reversed(held))
+                tiering = Tiering([tier], blocks, memory, costs, speed, order.chunk_tokens, self.clock)
+                tiering.add(one.block_hash for one in reversed(held))
             decode = DecodeRole(
                 order,
                 engine,
@@ -612,7 +613,7 @@ class RoleCluster:
         if isinstance(worker.role, PrefillRole):
             worker.role.on_turn()
         if worker.tiering is not None:
-            worker.tiering.demotions.on_turn(is_busy=worker.parts is not None)
+            worker.tiering.on_turn(is_busy=worker.parts is not None)
         if not isinstance(worker.role, PrefillRole):
             role = worker.decode
             role.admit()

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from diptych.core.cache_status import TierState, TierStatus
+from diptych.core.cache_status import TierKind, TierState, TierStatus
 from diptych.core.ids import BlockHash
 from diptych.tiers.base import BlockParts, Target
 
@@ -46,14 +46,20 @@ class ScriptedLoading:
 class ScriptedTier:
     """See `diptych.tiers.base.BlockTier`."""
 
+    kind = TierKind.SHARED
+
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
+        self.is_slow_to_say = False
+        """Whether what it has must be found out first, until this is set back."""
         self.loadings: deque[ScriptedLoading] = deque()
         self.load_s = 0.0
         """What loading anything is predicted to take."""
         self.store_cost_s = 0.0
 
-    def num_leading_blocks(self, hashes: Sequence[BlockHash]) -> int:
+    def num_leading_blocks(self, hashes: Sequence[BlockHash]) -> int | None:
+        if self.is_slow_to_say:
+            return None
         return next((i for i, block_hash in enumerate(hashes) if block_hash not in self.shelf.blocks), len(hashes))
 
     def holds(self, block_hash: BlockHash) -> bool:
@@ -72,7 +78,7 @@ class ScriptedTier:
         return not self.shelf.is_full
 
     def status(self) -> TierStatus:
-        return TierStatus(name="scripted", state=TierState.READY, num_blocks=len(self.shelf.blocks))
+        return TierStatus(kind=self.kind, name="scripted", state=TierState.READY, num_blocks=len(self.shelf.blocks))
 
     def close(self, timeout_s: float) -> None:
         self.loadings.clear()

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from diptych.core.cache_status import CacheStatus, TierState, TierStatus
+from diptych.core.cache_status import CacheStatus, TierKind, TierState, TierStatus
 from diptych.worker.cache_use import LOG_INTERVAL_S, HitLog
 
 
@@ -16,14 +16,16 @@ def status(num_asked: int, num_memory: int, num_tier: int, tier: TierStatus | No
         num_asked_tokens=num_asked,
         num_memory_tokens=num_memory,
         num_tier_tokens=num_tier,
-        tier=tier,
+        tiers=() if tier is None else (tier,),
     )
 
 
 def test_rates_are_those_since_the_last_line(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     log = HitLog("decode-0", 0.0)
-    disk = TierStatus(name="disk", state=TierState.READY, num_blocks=7, used_bytes=2 * 10**9)
+    disk = TierStatus(
+        kind=TierKind.DISK, name="d", state=TierState.READY, num_blocks=7, used_bytes=2 * 10**9, limit_bytes=3 * 10**9
+    )
     log.on_status(status(100, 50, 0, disk), LOG_INTERVAL_S - 1)
     assert not caplog.records
     log.on_status(status(1000, 500, 100, disk), LOG_INTERVAL_S)

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 from tests.worker.role_cluster import Heard, RoleCluster, start_roles
+from tests.worker.scripted_tier import ScriptedTier
 
 from diptych.core.events import Lifecycle
+from diptych.policy.promotion import ASK_PATIENCE_S
 from diptych.worker.demotion import BUSY_SHARE
 from diptych.worker.sequence import SequenceState
 
@@ -59,6 +61,77 @@ def test_a_part_in_memory_and_the_next_below() -> None:
     assert heard.finished.num_cached_tokens == 192
     assert use.num_memory_tokens + use.num_loaded_tokens == 192
     assert use.num_asked_tokens == 600
+
+
+def until_asking(cluster: RoleCluster, prompt: list[int], **changes: Any) -> tuple[Heard, ScriptedTier]:
+    """Submit a prompt of which the tier does not say yet what it has."""
+    tier = cluster.workers["decode-0"].tier
+    assert tier is not None
+    tier.is_slow_to_say = True
+    heard = cluster.submit(prompt, 6, **changes)
+    until_loading(cluster, heard)
+    assert not tier.loadings and not heard.loading
+    return heard, tier
+
+
+def test_what_a_tier_has_may_be_found_out_first() -> None:
+    cluster = asleep()
+    heard, tier = until_asking(cluster, [*STORY[:100], 1, 2, 3])
+    tier.is_slow_to_say = False
+    cluster.begin("decode-0")
+    assert len(tier.loadings) == 1
+    finish(cluster)
+    assert [loading.num_found_tokens for loading in heard.loading] == [96]
+    assert heard.finished.num_loaded_tokens == 96
+    assert cluster.workers["decode-0"].decode.roster.cache_use.num_shared_tokens == 96
+
+
+def test_nobody_waits_long_for_what_a_tier_does_not_say() -> None:
+    cluster = asleep()
+    heard, tier = until_asking(cluster, [*STORY[:100], 1, 2, 3])
+    tiering = cluster.workers["decode-0"].tiering
+    assert tiering is not None
+    wait_s = tiering.promotions.next_s() - cluster.clock.now_s()
+    assert 0 < wait_s <= 1.001 * ASK_PATIENCE_S
+    cluster.clock.sleep(wait_s)
+    finish(cluster)
+    assert heard.finished.num_loaded_tokens == 0
+    assert not tier.loadings and heard.loading == []
+
+
+def test_a_tier_that_has_nothing_is_no_reason_to_wait_on() -> None:
+    cluster = asleep()
+    heard, tier = until_asking(cluster, [5, *STORY[:100]])
+    tier.is_slow_to_say = False
+    finish(cluster)
+    assert heard.finished.num_loaded_tokens == 0
+
+
+def test_what_is_sooner_computed_in_any_case_is_not_asked_for() -> None:
+    cluster = asleep()
+    tier = cluster.workers["decode-0"].tier
+    assert tier is not None
+    tier.is_slow_to_say, tier.load_s = True, 1000.0
+    heard = cluster.submit([*STORY[:100], 1, 2, 3], 6)
+    finish(cluster)
+    assert heard.finished.num_loaded_tokens == 0
+
+
+@pytest.mark.parametrize("how", ["abort", "deadline"])
+def test_who_ends_while_a_tier_finds_out_frees_its_blocks_at_once(how: str) -> None:
+    cluster = asleep()
+    heard, tier = until_asking(cluster, [*STORY[:100], 1, 2, 3], timeout_s=0.01 if how == "deadline" else 1e4)
+    if how == "abort":
+        cluster.abort(heard)
+        cluster.deliver_all()
+    else:
+        cluster.clock.sleep(0.02)
+        cluster.begin("decode-0")
+    cache = cluster.workers["decode-0"].decode.blocks.cache
+    assert heard.ends
+    assert cache.num_available_blocks == cache.num_blocks
+    tier.is_slow_to_say = False
+    finish(cluster)
 
 
 def test_others_go_on_while_blocks_are_loaded() -> None:
@@ -177,9 +250,9 @@ def test_what_finds_no_room_below_is_lost_and_counted() -> None:
     cluster.shelf.is_full = False
     tiering = cluster.workers["decode-0"].tiering
     assert tiering is not None
-    tiering.demotions.on_turn(is_busy=False)
-    assert tiering.demotions.num_lost_blocks > 0
-    assert tiering.demotions.num_waiting == 0
+    tiering.on_turn(is_busy=False)
+    assert tiering.num_lost_blocks > 0
+    assert tiering.num_waiting_blocks == 0
     assert cluster.shelf.blocks, "what is still in memory goes down"
 
 
@@ -192,14 +265,14 @@ def test_beside_work_only_so_much_time_is_spent_on_storing() -> None:
     finish(cluster)
     cluster.shelf.is_full = False
     worker.tier.store_cost_s = 0.003
-    demotions = worker.tiering.demotions
+    tiering = worker.tiering
     for _ in range(5):
-        demotions.on_turn(is_busy=True)
+        tiering.on_turn(is_busy=True)
     assert len(cluster.shelf.blocks) == 1
     cluster.clock.sleep(0.003 / BUSY_SHARE)
-    demotions.on_turn(is_busy=True)
+    tiering.on_turn(is_busy=True)
     assert len(cluster.shelf.blocks) == 2
-    demotions.on_turn(is_busy=False)
+    tiering.on_turn(is_busy=False)
     assert len(cluster.shelf.blocks) == 6
 
 

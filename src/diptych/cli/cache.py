@@ -1,6 +1,7 @@
 """`diptych cache`: what KV a running server holds, where, and what it was good for; and removing what is on disk."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from diptych.launch.disk_kv import default_disk_kv_dir
 from diptych.launch.server import fetch_status
 from diptych.tiers.clearing import clear_disk_kv
 
-cache_app = typer.Typer(help="Show what KV is held, in memory and on disk.", invoke_without_command=True)
+cache_app = typer.Typer(help="Show what KV is held, in memory and below.", invoke_without_command=True)
 
 
 @cache_app.callback()
@@ -24,7 +25,7 @@ def cache_command(
     api_key: ApiKey = None,
     ca_cert: CaCert = None,
 ) -> None:
-    """Show what each worker of a running server has cached, in memory and on disk, and what that was good for."""
+    """Show what each worker of a running server has cached, in memory and below, and what that was good for."""
     if context.invoked_subcommand is not None:
         return
     workers = fetch_status(remote_of(url, api_key, ca_cert))["workers"]
@@ -34,11 +35,11 @@ def cache_command(
         return
     console = Console()
     console.print(memory_table(caches))
-    tiers = {name: cache["tier"] for name, cache in caches.items() if cache["tier"] is not None}
+    tiers = [(name, tier) for name, cache in caches.items() for tier in cache["tiers"]]
     if tiers:
         console.print()
         console.print(tier_table(tiers))
-    for name, tier in tiers.items():
+    for name, tier in tiers:
         console.print(f"{name}: {tier['name']}, {tier['state']}" + (f": {tier['trouble']}" if tier["trouble"] else ""))
 
 
@@ -71,21 +72,23 @@ def memory_table(caches: dict[str, dict[str, Any]]) -> Table:
             share_text(cache["num_memory_tokens"], cache["num_asked_tokens"]),
             share_text(cache["num_tier_tokens"], cache["num_asked_tokens"]),
             str(cache["num_evicted_blocks"]),
-            str(cache["num_lost_blocks"]) if cache["tier"] is not None else "-",
+            str(cache["num_lost_blocks"]) if cache["tiers"] else "-",
         )
     return table
 
 
-def tier_table(tiers: dict[str, dict[str, Any]]) -> Table:
-    """Return a row for each worker's view of the tier below; `tiers`: `TierStatus` as JSON, by worker."""
-    table = _table("worker", "blocks", "its bytes", "limit", "stored", "loaded", "evicted", "gone", "corrupt", "failed")
-    for name, tier in tiers.items():
+def tier_table(tiers: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+    """Return a row for each worker's view of each tier below; `tiers`: workers, and `TierStatus` as JSON."""
+    table = _table("worker", "tier", "blocks", "bytes", "limit", "stored", "loaded", "evicted", "gone", "bad", "failed")
+    for name, tier in tiers:
         counts = ("stored", "loaded", "evicted", "missing", "corrupt")
+        has_limit = bool(tier["limit_bytes"])
         table.add_row(
             name,
+            tier["kind"],
             str(tier["num_blocks"]),
-            _gigabytes(tier["used_bytes"]),
-            _gigabytes(tier["limit_bytes"]),
+            _gigabytes(tier["used_bytes"]) if has_limit else "-",
+            _gigabytes(tier["limit_bytes"]) if has_limit else "-",
             *(str(tier[f"num_{count}_blocks"]) for count in counts),
             str(tier["num_failures"]),
         )

@@ -66,6 +66,7 @@ def serve_command(  # noqa: PLR0913, PLR0917  one parameter a flag
     kv_bytes: Annotated[str | None, setting_option("kv_bytes", MEMORY, metavar="SIZE")] = None,
     disk_kv_bytes: Annotated[str | None, setting_option("disk_kv_bytes", MEMORY, metavar="SIZE")] = None,
     disk_kv_dir: Annotated[Path | None, setting_option("disk_kv_dir", MEMORY, metavar="DIR")] = None,
+    kv_store: Annotated[str | None, setting_option("kv_store", MEMORY, metavar="URL")] = None,
     max_model_len: Annotated[int | None, setting_option("max_model_len", MEMORY)] = None,
     max_num_seqs: Annotated[int | None, setting_option("max_num_seqs", MEMORY)] = None,
     chunk_tokens: Annotated[int | None, setting_option("chunk_tokens", WORKERS)] = None,
@@ -169,6 +170,8 @@ def _introduce(console: Console, server: Server) -> None:
     )
     if server.started.disk is not None:
         console.print(server.started.disk.description)
+    if server.started.store is not None:
+        console.print(f"KV is shared with other machines by the Mooncake Store at {server.started.store.master}")
     console.print(f"step times are predicted from {server.started.costs_source}")
     typer.echo(f"Diptych serves {server.model_name} at {' and '.join(server.urls)}")
     body = f'{{"model": "{server.model_name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'

@@ -168,7 +168,7 @@ def _cache(frame: Frame) -> Text:
     )
     text.append("prompts ", style="bold")
     text.append(f"{share_text(num_memory, window.num_prompt_tokens)} from memory, ")
-    text.append(f"{share_text(window.num_loaded_tokens, window.num_prompt_tokens)} from disk")
+    text.append(f"{share_text(window.num_loaded_tokens, window.num_prompt_tokens)} loaded")
     return text
 
 

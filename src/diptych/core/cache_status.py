@@ -1,4 +1,4 @@
-"""What a worker's blocks and the tier below them hold, and what they have been good for: part of its heartbeat."""
+"""What a worker's blocks and the tiers below them hold, and what they have been good for: part of its heartbeat."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -6,6 +6,15 @@ from typing import Annotated
 import msgspec
 
 from diptych.core.bounds import NAME, Amount, Count
+
+
+class TierKind(StrEnum):
+    """Where a tier keeps blocks."""
+
+    DISK = "disk"
+    """Of this machine."""
+    SHARED = "shared"
+    """A store that machines share."""
 
 
 class TierState(StrEnum):
@@ -21,22 +30,24 @@ class TierState(StrEnum):
 class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A tier as one worker sees it. Counts are since the worker's start, but for what it holds."""
 
+    kind: TierKind
     name: Annotated[str, NAME]
     """For people, such as `disk, past the page cache`."""
     state: TierState
     trouble: str = ""
     """Why it rests."""
     num_blocks: Count = 0
-    """That this worker may load, whoever has stored them."""
+    """That this worker may load, as far as it knows, whoever has stored them."""
     used_bytes: Count = 0
     """Of what this worker keeps within `limit_bytes`, its share of the tier."""
     limit_bytes: Count = 0
+    """0: this worker keeps nothing within a limit there."""
     num_stored_blocks: Count = 0
     num_loaded_blocks: Count = 0
     num_evicted_blocks: Count = 0
     """By this worker, to make room."""
     num_missing_blocks: Count = 0
-    """That were to be loaded and had been evicted meanwhile."""
+    """That were to be loaded and were not to be had any more."""
     num_corrupt_blocks: Count = 0
     """Torn, truncated or changed: removed, and computed anew."""
     num_failures: Count = 0
@@ -57,7 +68,9 @@ class CacheStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_memory_tokens: Count
     """Of those, found in this worker's blocks."""
     num_tier_tokens: Count
-    """Of those, loaded from the tier below."""
+    """Of those, loaded from the tiers below."""
+    num_shared_tokens: Count = 0
+    """Of those loaded, from a store that machines share."""
     num_computed_tokens: Count = 0
     """Of those, neither found nor loaded."""
     num_copied_tokens: Count = 0
@@ -65,8 +78,8 @@ class CacheStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_copied_bytes: Count = 0
     """In all, whatever became of it."""
     num_declined_loads: Count = 0
-    """Requests that the tier could have served, and computing was predicted to be sooner."""
+    """Requests that the tiers could have served, and computing was predicted to be sooner."""
     num_lost_blocks: Count = 0
-    """Evicted before they could be stored below."""
-    tier: TierStatus | None = None
-    """None: there is none."""
+    """Evicted before they could be stored below; of all tiers together."""
+    tiers: tuple[TierStatus, ...] = ()
+    """Those below its blocks, the nearest first."""

@@ -125,6 +125,11 @@ class ServeConfig(BaseModel):
     disk_kv_dir: Path | None = Field(
         default=None, description="Folder for it, on a fast disk [default: kv in the cache of models]."
     )
+    kv_store: str | None = Field(
+        default=None,
+        description="Store of KV that machines share, mooncake://HOST:PORT of its master (Mooncake Store): what one of "
+        "them has computed, others load.",
+    )
     max_model_len: int | None = Field(
         default=None,
         ge=2,

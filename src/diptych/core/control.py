@@ -57,6 +57,15 @@ class DiskOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Workers of this server that keep KV there."""
 
 
+class StoreOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Which store of KV the worker shares with other machines."""
+
+    master: str
+    """HOST:PORT of the master of a Mooncake Store."""
+    host: str
+    """This machine's address for others; empty: the one that leads to the master."""
+
+
 class TransferOrder(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker takes and sends KV between machines."""
 
@@ -118,6 +127,8 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Which cached blocks make room."""
     disk: DiskOrder | None = None
     """None: no KV goes to disk."""
+    store: StoreOrder | None = None
+    """None: it shares no KV with other machines by way of a store."""
     node: NodeId = NO_NODE
     """What this machine is called in a cluster."""
     transfer: TransferOrder | None = None

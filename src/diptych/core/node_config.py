@@ -25,6 +25,7 @@ SHARED_SETTINGS = (
     "kv_checksums",
     "kv_transport",
     "eviction",
+    "kv_store",
     "request_timeout_s",
     "queue_timeout_s",
     "grant_timeout_s",

@@ -1,4 +1,4 @@
-// Where the tokens of prompts came from: memory, disk, or computing.
+// Where the tokens of prompts came from: memory, a tier below (disk, shared store), or computing.
 
 import { count, element, size, percent } from "./format.js";
 import { Stack } from "./pools.js";
@@ -13,7 +13,7 @@ export function showCache(root, frame) {
   set(parts.headline, all ? `${share} of ${count(all)} prompt tokens reused` : "No prompt in the last minute");
   parts.stack.show(all ? [inMemory / all, loaded / all] : [0, 0], "");
   set(parts.memory, `memory ${count(inMemory)}`);
-  set(parts.disk, `disk ${count(loaded)}`);
+  set(parts.disk, `loaded ${count(loaded)}`);
   set(parts.computed, `computed ${count(all - cached)}`);
   set(parts.since, sinceStart(Object.values(frame.status.workers)));
 }
@@ -37,9 +37,9 @@ function sinceStart(workers) {
   const hit = sum((cache) => cache.num_memory_tokens + cache.num_tier_tokens);
   const copied = sum((cache) => cache.num_copied_tokens);
   const held = sum((cache) => cache.num_findable_blocks * cache.block_bytes);
-  const tiers = caches.map((cache) => cache.tier).filter((tier) => tier !== null);
-  const onDisk = tiers.reduce((total, tier) => total + tier.used_bytes, 0);
-  const disk = tiers.length ? `, ${size(onDisk)} on disk` : ", no disk tier";
+  const disks = caches.flatMap((cache) => cache.tiers).filter((tier) => tier.kind === "disk");
+  const onDisk = disks.reduce((total, tier) => total + tier.used_bytes, 0);
+  const disk = disks.length ? `, ${size(onDisk)} on disk` : ", no disk tier";
   const others = copied ? `, ${percent(copied / asked)} copied from another worker` : "";
   return `Since the workers' start: ${asked ? percent(hit / asked) : "–"} of ${count(asked)} tokens${others}. Held: ${size(held)} in memory${disk}.`;
 }

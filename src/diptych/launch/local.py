@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from diptych.core.bounds import MAX_PORT
 from diptych.core.config import ServeConfig
-from diptych.core.control import ClusterReady, FrontendListening, LayoutReport
+from diptych.core.control import ClusterReady, FrontendListening, LayoutReport, StoreOrder
 from diptych.core.errors import ConfigError
 from diptych.core.ids import RouterId, WorkerId
 from diptych.core.messages import Role
@@ -20,6 +20,7 @@ from diptych.launch.cores import CorePlan, share_cores, usable_cores
 from diptych.launch.costs import Costs
 from diptych.launch.crew import STOP_TIMEOUT_S, Crew, probe_layout
 from diptych.launch.disk_kv import DiskPlan, plan_disk_kv
+from diptych.launch.kv_store import plan_kv_store
 from diptych.launch.orders import Agreement, Orders
 from diptych.launch.process import ChildProcess
 from diptych.launch.run_directory import RunDirectory
@@ -46,6 +47,8 @@ class StartedCluster:
     ready_after_s: float
     disk: DiskPlan | None = None
     """Where KV goes that memory does not hold; None: nowhere."""
+    store: StoreOrder | None = None
+    """By way of which store KV is shared with other machines; None: none."""
 
 
 class LocalCluster:
@@ -60,11 +63,20 @@ class LocalCluster:
         self._roles = roles_of(config)
         self._cores = share_cores(usable_cores(config.cores), self._roles)
         self._disk = plan_disk_kv(config, self._roles)
+        self._store = plan_kv_store(config)
         self._directory = RunDirectory()
         try:
             transfer = head_transfer(config)
             self._orders = Orders(
-                config, model, access, self._roles, self._cores, self._directory, self._disk, transfer=transfer
+                config,
+                model,
+                access,
+                self._roles,
+                self._cores,
+                self._directory,
+                self._disk,
+                self._store,
+                transfer=transfer,
             )
         except BaseException:
             self._directory.close()
@@ -119,7 +131,7 @@ class LocalCluster:
         took_s = time.monotonic() - begin_s
         layout, plan, source = agreement.layout, agreement.plan, agreement.costs.source
         urls = [f"{self._access.scheme}://{host}:{port}" for port in ports]
-        return StartedCluster(urls, self._cores, plan, layout, source, took_s, self._disk)
+        return StartedCluster(urls, self._cores, plan, layout, source, took_s, self._disk, self._store)
 
     def _open_frontends(self, watch: StartWatch, agreement: Agreement) -> list[int]:
         """Have all frontends listen; return their ports when all of them can serve. Raises: LaunchError."""

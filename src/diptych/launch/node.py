@@ -29,6 +29,7 @@ from diptych.launch.access import Access
 from diptych.launch.cores import CorePlan, share_cores, usable_cores
 from diptych.launch.crew import Crew
 from diptych.launch.disk_kv import plan_disk_kv
+from diptych.launch.kv_store import plan_kv_store
 from diptych.launch.local import roles_of
 from diptych.launch.orders import Agreement, Orders
 from diptych.launch.relays import Relays
@@ -115,10 +116,10 @@ class Node:
             )
         roles = {node_worker_id(self._name, one): role for one, role in roles_of(config).items()}
         cores = share_cores(usable_cores(config.cores), roles)
-        disk = plan_disk_kv(config, roles)
+        disk, store = plan_disk_kv(config, roles), plan_kv_store(config)
         self._directory = RunDirectory()
         transfer = node_transfer(config, self._router, terms.transfer_secret)
-        orders = Orders(config, model, Access(), roles, cores, self._directory, disk, self._name, transfer)
+        orders = Orders(config, model, Access(), roles, cores, self._directory, disk, store, self._name, transfer)
         self._relays = Relays(self._context, self._border, self._router, self._keys, orders, terms, offset, self._clock)
         relays = self._relays
         self._crew = Crew(config, model, roles, cores, is_one_of_many=True)

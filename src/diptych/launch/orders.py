@@ -13,6 +13,7 @@ from diptych.core.control import (
     LayoutReport,
     Lease,
     ModelOrder,
+    StoreOrder,
     TransferOrder,
     WorkerOrder,
 )
@@ -59,6 +60,7 @@ class Orders:
         cores: CorePlan,
         directory: RunDirectory,
         disk: DiskPlan | None,
+        store: StoreOrder | None,
         node: NodeId = NO_NODE,
         transfer: TransferOrder | None = None,
     ) -> None:
@@ -77,6 +79,7 @@ class Orders:
         self._cores = cores
         self._directory = directory
         self._disk = disk
+        self._store = store
         self._transfer = transfer
         self._chat_template = None if config.chat_template is None else read_template(config.chat_template)
 
@@ -146,6 +149,7 @@ class Orders:
             has_kv_checksums=config.kv_checksums,
             eviction=config.eviction,
             disk=None if self._disk is None else self._disk.order,
+            store=self._store,
             node=self.node,
             transfer=self._transfer,
         )

@@ -1,7 +1,5 @@
 """How this machine's workers exchange KV with those of other machines: address, secret, transports."""
 
-import socket
-
 from diptych.core.config import ServeConfig
 from diptych.core.control import TransferOrder
 from diptych.core.errors import ConfigError
@@ -43,10 +41,7 @@ def _transports(config: ServeConfig) -> list[str]:
 def _address_towards(others: HostPort) -> str:
     """Return the address that this machine has for those at another."""
     try:
-        ((family, _, _, _, address), *_) = socket.getaddrinfo(others.host, others.port, type=socket.SOCK_DGRAM)
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)  # sends nothing
-            return str(probe.getsockname()[0])
+        return others.own_address()
     except OSError as error:
         raise ConfigError(
             f"no way leads from here to {others} ({error.strerror}); set --transfer-host to the address at which other "

@@ -1,5 +1,7 @@
 """Whether blocks in a slower store are worth waiting for. Pure."""
 
+ASK_PATIENCE_S = 0.1
+"""How long a prompt waits to hear what a store has of it that must be asked: there it takes a millisecond or two."""
 PATIENCE = 1.0
 """How many times as long as computing a load may take before it is given up: so a disk that suddenly hangs costs a
 request no more than as much time again as it would have taken without, plus the grace."""

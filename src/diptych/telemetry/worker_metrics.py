@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import Metric
 
+from diptych.core.cache_status import TierKind
 from diptych.core.ids import WorkerId
 from diptych.core.messages import Heartbeat, Role, WorkerState
 from diptych.core.service import ClusterStatus, WorkerInfo
@@ -11,7 +12,7 @@ from diptych.core.work_status import ANSWER_BOUNDS, PROMPT_BOUNDS, STEP_BOUNDS_S
 from diptych.telemetry.families import Families, Labels
 from diptych.telemetry.worker_totals import Place, Totals
 
-SOURCES = ("computed", "memory", "copied", "disk")
+SOURCES = ("computed", "memory", "copied", "disk", "shared")
 """Where prompt tokens come from."""
 Infos = Mapping[WorkerId, WorkerInfo]
 
@@ -135,7 +136,7 @@ def _cache(make: Families, infos: Infos, totals: Mapping[WorkerId, Totals]) -> I
     yield make.counter(
         "prompt_tokens_by_source",
         "Prompt tokens of requests that got blocks, by where their KV comes from: computed, found in memory, copied "
-        "from another worker's memory, loaded from disk.",
+        "from another worker's memory, loaded from disk, or from a store that machines share.",
         {(name, source): total.counts[source] for name, total in totals.items() for source in SOURCES},
         ["worker", "source"],
     )
@@ -150,22 +151,35 @@ def _cache(make: Families, infos: Infos, totals: Mapping[WorkerId, Totals]) -> I
         "kv_evictions",
         "Cached blocks that made room for others, by tier.",
         {
-            (name, tier): total.counts[f"evicted_{tier}"]
+            (name, tier): total.counts[f"{tier}_evicted"]
             for name, total in totals.items()
             for tier in ("memory", "disk")
         },
         ["worker", "tier"],
     )
-    ways = {"copied": "copied_bytes", "loaded": "loaded_bytes", "stored": "stored_bytes"}
+    ways = {
+        "copied": "copied_bytes",
+        "loaded": "disk_loaded_bytes",
+        "stored": "disk_stored_bytes",
+        "shared_loaded": "shared_loaded_bytes",
+        "shared_stored": "shared_stored_bytes",
+    }
     yield make.counter(
         "kv_transfer_bytes",
-        "KV that was moved: copied from another worker's memory, loaded from disk, stored there. A hand-over on one "
-        "machine moves none.",
+        "KV that was moved: copied from another worker's memory, loaded from disk, stored there, or the same with a "
+        "store that machines share. A hand-over on one machine moves none.",
         {(name, way): total.counts[count] for name, total in totals.items() for way, count in ways.items()},
         ["worker", "way"],
     )
-    failures = _count(totals, "tier_failures")
+    failures = _count(totals, "disk_failures")
     yield make.counter("disk_failures", "Errors of the disk tier, and loads that took too long.", failures, ["worker"])
+    failures = _count(totals, "shared_failures")
+    yield make.counter(
+        "shared_store_failures",
+        "Times that the store that machines share could not be used, had no room, or took too long.",
+        failures,
+        ["worker"],
+    )
     lost = _count(totals, "lost")
     yield make.counter("kv_lost_blocks", "Blocks that were evicted before they could be stored.", lost, ["worker"])
     damaged = _count(totals, "damaged")
@@ -192,8 +206,10 @@ def _blocks(make: Families, infos: Infos) -> Iterator[Metric]:
     }
     yield make.gauge("kv_cache_usage_perc", "Share of a worker's blocks in use by requests, 0 to 1.", used, ["worker"])
     disk: dict[Labels, float] = {
-        (worker_id,): info.status.cache.tier.used_bytes
+        (worker_id,): tier.used_bytes
         for worker_id, info in infos.items()
-        if info.status.cache is not None and info.status.cache.tier is not None
+        if info.status.cache is not None
+        for tier in info.status.cache.tiers
+        if tier.kind is TierKind.DISK
     }
     yield make.gauge("disk_used_bytes", "KV that a worker keeps on disk.", disk, ["worker"])

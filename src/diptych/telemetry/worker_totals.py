@@ -57,17 +57,20 @@ def _counts_of(status: WorkerStatus) -> Counter[str]:
         computed=cache.num_computed_tokens,
         memory=cache.num_memory_tokens - cache.num_copied_tokens,
         copied=cache.num_copied_tokens,
-        disk=cache.num_tier_tokens,
+        disk=cache.num_tier_tokens - cache.num_shared_tokens,
+        shared=cache.num_shared_tokens,
         copied_bytes=cache.num_copied_bytes,
-        evicted_memory=cache.num_evicted_blocks,
+        memory_evicted=cache.num_evicted_blocks,
         lost=cache.num_lost_blocks,
     )
-    if cache.tier is not None:
+    for tier in cache.tiers:
         counts.update(
-            evicted_disk=cache.tier.num_evicted_blocks,
-            loaded_bytes=cache.tier.num_loaded_blocks * cache.block_bytes,
-            stored_bytes=cache.tier.num_stored_blocks * cache.block_bytes,
-            tier_failures=cache.tier.num_failures,
+            {
+                f"{tier.kind}_evicted": tier.num_evicted_blocks,
+                f"{tier.kind}_loaded_bytes": tier.num_loaded_blocks * cache.block_bytes,
+                f"{tier.kind}_stored_bytes": tier.num_stored_blocks * cache.block_bytes,
+                f"{tier.kind}_failures": tier.num_failures,
+            }
         )
     return counts
 

@@ -13,7 +13,7 @@ a target only between `load` and the moment from which `Loading.is_over` holds.
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from diptych.core.cache_status import TierStatus
+from diptych.core.cache_status import TierKind, TierStatus
 from diptych.core.ids import BlockHash
 
 BlockParts = Sequence[memoryview]
@@ -53,8 +53,16 @@ class Loading(Protocol):
 class BlockTier(Protocol):
     """A store of blocks by their hashes, for one model and one way of computing it."""
 
-    def num_leading_blocks(self, hashes: Sequence[BlockHash]) -> int:
-        """Return how many of the first `hashes` could be loaded now, as far as known; 0 while it opens or rests."""
+    @property
+    def kind(self) -> TierKind:
+        """What kind of store it is, for counts and for people."""
+        ...
+
+    def num_leading_blocks(self, hashes: Sequence[BlockHash]) -> int | None:
+        """Return how many of the first `hashes` could be loaded now, as far as known; 0 while it opens or rests.
+
+        None: it is finding out, and `on_change` says when to ask again.
+        """
         ...
 
     def holds(self, block_hash: BlockHash) -> bool:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from diptych.core.errors import TierError
 from diptych.tiers.disk_index import try_parse_name
-from diptych.tiers.disk_key import is_disk_key
 from diptych.tiers.files import LOCK_NAME, SCRATCH_NAME, is_private_folder, try_lock
+from diptych.tiers.kv_key import is_kv_key
 
 
 class Cleared(NamedTuple):
@@ -28,7 +28,7 @@ def clear_disk_kv(root: Path) -> Cleared:
     num_files = num_bytes = num_in_use = 0
     try:
         for folder in _folders(root) if is_private_folder(root) else ():
-            if not is_disk_key(folder.name):
+            if not is_kv_key(folder.name):
                 continue
             with ExitStack() as held:
                 if _try_hold(folder, held):

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from diptych.core.cache_status import TierState, TierStatus
+from diptych.core.cache_status import TierKind, TierState, TierStatus
 from diptych.core.clock import Clock
 from diptych.core.errors import TierError
 from diptych.core.ids import BlockHash
 from diptych.tiers.base import BlockParts, Target
 from diptych.tiers.disk_store import DiskSettings, DiskStore
+from diptych.tiers.load_speed import LoadSpeed, smoothed
 from diptych.tiers.rest import Rest
 from diptych.tiers.staged_loading import StagedLoading
 
@@ -28,9 +29,6 @@ HOUSEKEEPING_S = 2.0
 """How often to look what other workers have stored, and whether a rest is over."""
 FIRST_GUESS_BYTES_PER_S = 2e8
 """What a disk is taken for before anything was loaded: slow."""
-MEASURED_FOR_S = 60.0
-"""After so long without a load its speed counts as unknown again; or one slow moment would be the last word on it."""
-SMOOTHING = 0.2
 
 
 class _Copy(NamedTuple):
@@ -42,6 +40,8 @@ class _Copy(NamedTuple):
 
 class DiskTier:
     """A `BlockTier` (base.py). Made and used by the worker's loop."""
+
+    kind = TierKind.DISK
 
     def __init__(self, settings: DiskSettings, clock: Clock, on_change: Callable[[], None]) -> None:
         """`on_change` is called on the tier's threads. Opens the folder meanwhile."""
@@ -57,8 +57,7 @@ class DiskTier:
         for _ in range(NUM_STORE_BUFFERS):
             self._free.put(self._buffer())
         self._is_opened = False
-        self._load_block_s = 0.0
-        self._loaded_at_s = 0.0
+        self._speed = LoadSpeed(settings.block_bytes, FIRST_GUESS_BYTES_PER_S, clock)
         self._store_cost_s = 0.0
         self._threads = [
             threading.Thread(target=target, name=f"disk tier, {name}", daemon=True)
@@ -85,12 +84,7 @@ class DiskTier:
         """Return how long loads take of late, for these blocks and those that are before them."""
         self._loadings = [loading for loading in self._loadings if not loading.is_over]
         num_before = sum(loading.num_left for loading in self._loadings)
-        return (num_before + num_blocks) * self._block_s()
-
-    def _block_s(self) -> float:
-        guess_s = self._store.settings.block_bytes / FIRST_GUESS_BYTES_PER_S
-        is_known = self._load_block_s > 0 and self._clock.now_s() < self._loaded_at_s + MEASURED_FOR_S
-        return self._load_block_s if is_known else guess_s
+        return (num_before + num_blocks) * self._speed.block_s
 
     def load(self, targets: Sequence[Target]) -> StagedLoading:
         """Begin to load; is over at the first block that is not to be had."""
@@ -128,6 +122,7 @@ class DiskTier:
         troubles = [rest.trouble for rest in (self._load_rest, self._store_rest) if rest.is_on(now_s)]
         state = TierState.READY if self._is_opened else TierState.OPENING
         return TierStatus(
+            kind=self.kind,
             name="disk, past the page cache" if store.is_direct or not self._is_opened else "disk, by the page cache",
             state=TierState.RESTING if troubles else state,
             trouble=", ".join(troubles),
@@ -140,7 +135,7 @@ class DiskTier:
             num_missing_blocks=counts.num_missing,
             num_corrupt_blocks=counts.num_corrupt,
             num_failures=self._load_rest.num_troubles + self._store_rest.num_troubles,
-            load_bytes_per_s=store.settings.block_bytes / self._load_block_s if self._load_block_s else 0.0,
+            load_bytes_per_s=self._speed.bytes_per_s,
         )
 
     def close(self, timeout_s: float) -> None:
@@ -177,13 +172,8 @@ class DiskTier:
             content = self._store.read(target.block_hash, buffer)
             if content is None or not loading.try_fill(content):
                 return
-            self._on_loaded(time.monotonic() - begin_s)
-
-    def _on_loaded(self, duration_s: float) -> None:
-        weight = SMOOTHING if self._load_block_s else 1.0
-        self._load_block_s += weight * (duration_s - self._load_block_s)
-        self._loaded_at_s = self._clock.now_s()
-        self._load_rest.on_success()
+            self._speed.on_loaded(time.monotonic() - begin_s)
+            self._load_rest.on_success()
 
     def _run_stores(self) -> None:
         self._attempt(self._keep_house)
@@ -226,6 +216,5 @@ class DiskTier:
         """Raises: OSError."""
         begin_s = time.thread_time()
         self._store.write(copy.block_hash, copy.buffer)
-        cost_s = time.thread_time() - begin_s
-        self._store_cost_s += (SMOOTHING if self._store_cost_s else 1.0) * (cost_s - self._store_cost_s)
+        self._store_cost_s = smoothed(self._store_cost_s, time.thread_time() - begin_s)
         self._store_rest.on_success()

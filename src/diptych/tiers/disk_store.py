@@ -24,8 +24,8 @@ from diptych.core.errors import TierError
 from diptych.core.ids import BlockHash
 from diptych.tiers.block_file import BlockFormat
 from diptych.tiers.disk_index import BoundedFile, DiskIndex, block_path, try_parse_name
-from diptych.tiers.disk_key import is_disk_key
 from diptych.tiers.files import LOCK_NAME, SCRATCH_NAME, PrivateFiles, make_private_folder, try_lock
+from diptych.tiers.kv_key import is_kv_key
 
 MAX_SLOTS = 1024
 SETTLED_S = 1.0
@@ -120,7 +120,7 @@ class DiskStore:
 
     def _scan(self, files: PrivateFiles) -> None:
         bounded: list[BoundedFile] = []
-        for key_folder in [folder for folder in files.folders("") if is_disk_key(folder)]:
+        for key_folder in [folder for folder in files.folders("") if is_kv_key(folder)]:
             slot_folders = list(files.folders(key_folder))
             is_ours = key_folder == self.settings.key
             # Of another key a whole server's slots are in use, or none is.

@@ -22,6 +22,11 @@ IS_RUNNING = 0
 HAS_SUCCEEDED = 1
 
 
+def protocol() -> str:
+    """Return how the engine is to move bytes on this machine, as it calls it."""
+    return "rdma" if RDMA_DEVICES.is_dir() and any(RDMA_DEVICES.iterdir()) else "tcp"
+
+
 @dataclass(slots=True)
 class MooncakeRead:
     """Batches under way, of one run of bytes each."""
@@ -41,9 +46,8 @@ class MooncakeLibrary:
         if host in EVERYWHERE:
             raise TransferError("peers must know where it is: set --transfer-host")
         self._engine = _load_engine()
-        protocol = "rdma" if RDMA_DEVICES.is_dir() and any(RDMA_DEVICES.iterdir()) else "tcp"
-        if self._engine.initialize(host, "P2PHANDSHAKE", protocol, "") != 0:
-            raise TransferError(f"the transfer engine does not start at {host} over {protocol}")
+        if self._engine.initialize(host, "P2PHANDSHAKE", protocol(), "") != 0:
+            raise TransferError(f"the transfer engine does not start at {host} over {protocol()}")
         if self._engine.register_memory(address, num_bytes) != 0:
             raise TransferError(f"the transfer engine does not take {num_bytes} bytes of KV")
         self._segment = f"{host}:{self._engine.get_rpc_port()}"

@@ -8,6 +8,7 @@ for, since whoever sent it would wait for an answer (core/node_messages.py).
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,13 @@ class HostPort(NamedTuple):
     def endpoint(self) -> str:
         """Return it as ZeroMQ wants it."""
         return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
+
+    def own_address(self) -> str:
+        """Return the address that this machine has for those that are there. Raises: OSError if no way leads there."""
+        ((family, _, _, _, address), *_) = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_DGRAM)
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            return str(probe.getsockname()[0])
 
     def __str__(self) -> str:
         """Return it as people write it."""

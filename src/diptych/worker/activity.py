@@ -21,7 +21,7 @@ class Activity(StrEnum):
     MESSAGING = "messaging"
     """Messages are read, checked, written and sent."""
     CACHE = "cache"
-    """KV is copied from other workers, or goes to and comes from the tier below."""
+    """KV is copied from other workers, or goes to and comes from tiers below."""
     IDLE = "idle"
     """There is nothing to do."""
 

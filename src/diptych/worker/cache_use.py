@@ -3,9 +3,10 @@
 import logging
 from dataclasses import dataclass
 
-from diptych.core.cache_status import CacheStatus
+from diptych.core.cache_status import CacheStatus, TierKind
 
 LOG_INTERVAL_S = 60.0
+PLACES = {TierKind.DISK: "on disk", TierKind.SHARED: "in the shared store"}
 log = logging.getLogger(__name__)
 
 
@@ -19,7 +20,9 @@ class CacheUse:
     num_copied_tokens: int = 0
     """Of those, copied."""
     num_loaded_tokens: int = 0
-    """Loaded from the tier below."""
+    """Loaded from the tiers below."""
+    num_shared_tokens: int = 0
+    """Of those, from a store that machines share."""
     num_computed_tokens: int = 0
     """What was left to compute of them."""
 
@@ -47,8 +50,11 @@ class HitLog:
             return int(getattr(status, name)) - (int(getattr(last, name)) if last else 0)
 
         text = f"{self._worker_id} found {since('num_memory_tokens') / num_asked:.0%} of {num_asked} prompt tokens"
-        if status.tier is not None:
-            tier = status.tier
-            text += f" in memory and {since('num_tier_tokens') / num_asked:.0%} on disk"
-            text += f" ({tier.num_blocks} blocks, {tier.used_bytes / 1e9:.2f} GB of its own)"
+        if status.tiers:
+            num_shared = since("num_shared_tokens")
+            found = {TierKind.DISK: since("num_tier_tokens") - num_shared, TierKind.SHARED: num_shared}
+            text += " in memory"
+            for tier in status.tiers:
+                text += f" and {found[tier.kind] / num_asked:.0%} {PLACES[tier.kind]} ({tier.num_blocks} blocks"
+                text += f", {tier.used_bytes / 1e9:.2f} GB of its own)" if tier.limit_bytes else ")"
         return f"{text}, evicted {since('num_evicted_blocks')} blocks, lost {since('num_lost_blocks')}"

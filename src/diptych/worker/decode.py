@@ -72,7 +72,7 @@ class DecodeRole:
         promotions: Promotions | None = None,
         receiver: Receiver | None = None,
     ) -> None:
-        """`promotions`: from the tier below its blocks, if there is one. `receiver`: of what other machines read."""
+        """`promotions`: from the tiers below its blocks, if there are any. `receiver`: of what other machines read."""
         self._order = order
         self._max_model_len = max_model_len
         self._clock = clock

@@ -1,9 +1,9 @@
-"""Blocks on their way down: stored in the tier below before they have to be evicted.
+"""Blocks on their way down: stored in a tier below before they have to be evicted.
 
 Blocks that become findable are remembered, and stored the oldest first, so a prefix goes before what follows it. An
 idle worker stores as fast as the tier takes them. One that is computing stores too, or the blocks that are needed most
-urgently, under load, would never be; but it spends no more than `BUSY_SHARE` of its core's time on it. What is evicted
-before its turn comes is lost, and counted.
+urgently, under load, would never be; but it spends no more than `BUSY_SHARE` of its core's time on it, all tiers
+together. What is evicted before its turn comes is lost, and counted.
 
 A findable block is never written, so it can be copied whether somebody uses it or not.
 """
@@ -21,9 +21,13 @@ BUSY_SHARE = 0.03
 
 
 class Demotions:
-    """What one worker has not stored yet. Owned by its loop."""
+    """What one worker has not stored in one tier yet. Owned by its loop."""
 
-    def __init__(self, tier: BlockTier, cache: PrefixCache, memory: WorkerMemory, clock: Clock) -> None:
+    def __init__(
+        self, tier: BlockTier, cache: PrefixCache, memory: WorkerMemory, clock: Clock, busy_share: float = BUSY_SHARE
+    ) -> None:
+        """`busy_share`: of its core's time, beside work."""
+        self._busy_share = busy_share
         self._tier = tier
         self._cache = cache
         self._memory = memory
@@ -56,7 +60,7 @@ class Demotions:
             if not self._tier.try_store(block_hash, self._memory.parts(block_id)):
                 return
             del self._unsaved[block_hash]
-            self._next_s = now_s + self._tier.store_cost_s / BUSY_SHARE
+            self._next_s = now_s + self._tier.store_cost_s / self._busy_share
             if is_busy:
                 return
 

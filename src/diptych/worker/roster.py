@@ -52,7 +52,7 @@ class Roster:
         promotions: Promotions | None = None,
         receiver: Receiver | None = None,
     ) -> None:
-        """`promotions`: from the tier below, if there is one. `receiver`: of what other machines' workers read."""
+        """`promotions`: from the tiers below, if there are any. `receiver`: of what other machines' workers read."""
         self._order = order
         self._blocks = blocks
         self._copies = copies
@@ -67,7 +67,6 @@ class Roster:
         self._by_id: dict[RequestId, list[Sequence]] = {}
         self._compiling: dict[Sequence, Future[GrammarGuide]] = {}
         self._gone: dict[WorkerId, int] = {}
-        self._loads: list[tuple[Sequence, int]] = []
         self.waiting: deque[Sequence] = deque()
         """Without blocks, in order of arrival."""
         self.placed: list[Sequence] = []
@@ -252,26 +251,26 @@ class Roster:
         self.cache_use.num_memory_tokens += min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
 
     def _load_or_start(self, sequence: Sequence) -> None:
-        num_tokens = None if self._promotions is None else self._promotions.try_begin(sequence)
-        if num_tokens is None:
-            self._start(sequence)
-        else:
+        if self._promotions is not None and self._promotions.try_begin(sequence):
             sequence.state = SequenceState.LOADING
-            self._loads.append((sequence, sequence.num_computed_tokens + num_tokens))
+        else:
+            self._start(sequence)
 
     def take_loads(self) -> list[tuple[Sequence, int]]:
-        """Return whom the tier below has begun to load for since the last call, and what is found of each then."""
-        loads, self._loads = self._loads, []
-        return loads
+        """Return whom the tiers below have begun to load for since the last call, and what is found of each then."""
+        return [] if self._promotions is None else self._promotions.take_begun()
 
     def _take_promoted(self) -> None:
         """Go on with those of which all that can be loaded has been."""
-        for sequence, num_tokens in self._promotions.take_ended() if self._promotions is not None else ():
+        for sequence, num_tokens, num_shared_tokens in (
+            self._promotions.take_ended() if self._promotions is not None else ()
+        ):
             is_first = sequence.num_output_tokens == 0 and sequence.num_preemptions == 0
             if num_tokens and is_first and Lifecycle.LOADED not in sequence.timeline:
                 sequence.num_cached_tokens += num_tokens
                 sequence.num_loaded_tokens = num_tokens
                 self.cache_use.num_loaded_tokens += num_tokens
+                self.cache_use.num_shared_tokens += num_shared_tokens
             if num_tokens:
                 sequence.note_first(Lifecycle.LOADED, self._clock.now_s())
             self._start(sequence)

@@ -70,7 +70,7 @@ class Sequence:
     num_cached_tokens: int = 0
     """Found in the prefix cache at its first reservation, or copied or loaded into it then."""
     num_loaded_tokens: int = 0
-    """Of those, from the tier below."""
+    """Of those, from the tiers below."""
     num_preemptions: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as computed here; empty unless asked for."""

@@ -69,7 +69,7 @@ from diptych.worker.sampling.guide import GrammarCompiler
 from diptych.worker.sequence_blocks import SequenceBlocks, first_epoch, spare_blocks
 from diptych.worker.stack_sampler import StackSampler
 from diptych.worker.step_thread import StepThread
-from diptych.worker.tiering import Tiering, cache_status, open_disk_tier
+from diptych.worker.tiering import Tiering, cache_status, open_tiers
 
 LEASE_TIMEOUT_S = 120.0
 WARM_UP_BLOCKS = 10
@@ -165,12 +165,12 @@ class Worker:
         return SequenceBlocks(self._cache, self._memory, hasher, incarnation=order.incarnation, is_exact=order.is_exact)
 
     def _make_decode_role(self, lease: Lease, blocks: SequenceBlocks, pace: Pace, held: list[HeldBlock]) -> DecodeRole:
-        """Make what writes answers, and the tier below its blocks. `held`: what the cache begins with."""
+        """Make what writes answers, and the tiers below its blocks. `held`: what the cache begins with."""
         order, engine, memory, clock = self._order, self._engine, self._memory, self._clock
-        tier = open_disk_tier(order, engine, clock, self._wake.raise_flag)
-        if tier is not None:
-            self._tiering = Tiering(tier, blocks, memory, lease.costs, self._speed, order.chunk_tokens, clock)
-            self._tiering.demotions.add(one.block_hash for one in reversed(held))
+        tiers = open_tiers(order, engine, clock, self._wake.raise_flag)
+        if tiers:
+            self._tiering = Tiering(tiers, blocks, memory, lease.costs, self._speed, order.chunk_tokens, clock)
+            self._tiering.add(one.block_hash for one in reversed(held))
         return DecodeRole(
             order,
             engine,
@@ -235,7 +235,7 @@ class Worker:
             self._start_step()
         self._copy()
         if self._tiering is not None:
-            self._tiering.demotions.on_turn(is_busy=self._steps.is_running)
+            self._tiering.on_turn(is_busy=self._steps.is_running)
         self._report()
         self._tell_stacks()
         if self._clock.now_s() >= self._next_heartbeat_s:
