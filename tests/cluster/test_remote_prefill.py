@@ -77,6 +77,8 @@ def test_prompts_are_read_on_another_machine(server: LiveServer, tokenizer: Toke
     again = server.complete(longer)
     assert again.text == expected_text(tokenizer, longer, 16)
     assert again.num_cached_tokens > 500, "the blocks that came are findable as if they had been computed here"
+    reader = server.worker(READER)
+    assert reader["cache_sequence"] > 0 and reader["num_dropped_messages"] == 0, "what it has read it tells the router"
     check_that_it_goes_on(server, tokenizer)
 
 

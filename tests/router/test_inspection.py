@@ -117,6 +117,16 @@ def test_what_makes_sense_comes_through(room: Room) -> None:
     assert room.inbox.num_dropped == 0
 
 
+def test_who_only_reads_for_other_machines_may_have_cached_what_it_has_read(room: Room) -> None:
+    beat = room.heartbeat(num_blocks=0, num_free_blocks=0, num_cached_blocks=0, num_reading_blocks=10)
+    held = Tokens(worker_id=DECODE, incarnation=3, cache_change=CacheChange(sequence=1, stored=hashes(10), removed=[]))
+    too_much = Tokens(
+        worker_id=DECODE, incarnation=3, cache_change=CacheChange(sequence=2, stored=hashes(11), removed=[])
+    )
+    assert room.received(*map(encode_frame, [beat, held, too_much])) == [beat, held]
+    assert room.inbox.num_dropped == 1
+
+
 def test_what_makes_none_is_dropped_and_counted(room: Room) -> None:
     change = CacheChange(sequence=1, stored=hashes(11), removed=[])
     beat = room.heartbeat()

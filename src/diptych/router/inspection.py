@@ -97,7 +97,7 @@ class RouterInspector:
             return f"there is no {message.role} worker {address.worker_id} at {address.endpoint!r}"
         if status.num_free_blocks + status.num_cached_blocks > status.num_blocks:
             return f"of {status.num_blocks} blocks more are free and cached"
-        self._num_blocks[address.worker_id] = status.num_blocks
+        self._num_blocks[address.worker_id] = status.num_blocks + status.num_reading_blocks
         return None
 
     def _find_sender_fault(self, message: Tokens | CacheSnapshot | StackSamples) -> str | None:

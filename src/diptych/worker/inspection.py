@@ -98,6 +98,10 @@ class Inspector:
         self._prefill = prefill
         self._decode = decode
 
+    @property
+    def _has_cache(self) -> bool:
+        return self._decode is not None or (self._prefill is not None and self._prefill.remote is not None)
+
     def passed(self, messages: Iterable[ToWorker | Remains]) -> Iterator[ToWorker]:
         """Yield those that make sense; each is judged when the roles have seen the ones before it."""
         for message in messages:
@@ -189,7 +193,7 @@ class Inspector:
                 return self._find_writers_fault(message)
             case PeerGone():
                 return self._find_gone_fault(message)
-            case CacheSnapshotWanted() if self._decode is None:
+            case CacheSnapshotWanted() if not self._has_cache:
                 return "this worker has no prefix cache"
             case CacheSnapshotWanted(router=router) | SampleStacks(router=router):
                 return self._find_router_fault(router)

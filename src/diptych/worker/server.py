@@ -305,6 +305,7 @@ class Worker:
             num_blocks=cache.num_blocks,
             num_free_blocks=cache.num_free_blocks,
             num_cached_blocks=cache.num_cached_blocks,
+            num_reading_blocks=0 if order.writes_answers else self._cache.num_blocks,
             num_running=load.num_running,
             num_waiting=load.num_waiting,
             queued_prefill_tokens=load.queued_prefill_tokens,

@@ -30,6 +30,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Neither referenced nor cached."""
     num_cached_blocks: Count
     """In the prefix cache without a user: free as soon as they are needed."""
+    num_reading_blocks: Count = 0
+    """Of one that writes no answers: in which it reads prompts for other machines, and keeps what it has read."""
     num_running: Count
     num_waiting: Count
     queued_prefill_tokens: Count
