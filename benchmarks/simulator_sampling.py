@@ -1,9 +1,13 @@
 """A cluster too large to simulate as a whole, by a slice of it: how wrong is that, and what does a day of it look like?
 
-One in k workers of each pool gets one in k conversations. Which those are follows from a hash of the conversation, so
-prefixes are shared as they are in the whole. A slice has fewer workers to choose from, so it is rather worse off; by
-how much is measured where the whole can be simulated too: at several loads of a smaller cluster, for slices of several
-sizes. Then a slice of 10,000 workers goes through a day, busy by day and quiet by night.
+One in k workers of each pool gets one in k conversations: of the copies of the trace that make up the load, every k-th
+copy's, and each conversation at its own turn, so that long and short ones follow each other in the slice as evenly as
+they do in the whole, where there are many (drawn at random they come in heaps, and few workers cannot level those).
+Prefixes are shared as they are in the whole. A slice has fewer workers to choose from, so it is still rather worse off;
+by how much is measured where the whole can be simulated too: at several loads of a smaller cluster, for slices of
+several sizes. All slices of a size together have exactly the whole's requests; a single one has a little more or less
+to do than its share, so it is off by chance, too. Then a slice of 10,000 workers goes through a day, busy by day and
+quiet by night.
 
     python benchmarks/simulator_sampling.py --output benchmarks/results/simulated
 """
@@ -11,11 +15,12 @@ sizes. Then a slice of 10,000 workers goes through a day, busy by day and quiet 
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain, count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diptych.core.messages import Role
 from diptych.hardware.known_costs import LLAMA2_70B_EIGHT_A100
@@ -35,8 +40,8 @@ KV_BLOCKS = 2_400
 POPULAR = 0.01
 """A block in more requests than this share of the trace is a system prompt's; the first other one names a prompt's
 conversation."""
-MULTIPLIER = 0x9E3779B97F4A7C15
-"""2**64 over the golden ratio: spreads numbers that follow each other."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples, without their whole parts, lie evenly between 0 and 1 however many there are."""
 DAY_S = 86_400.0
 QUIET = 0.4
 """Of the peak's rate, at the quietest hour."""
@@ -51,7 +56,7 @@ class SamplingOptions(CommonOptions):
     loads: tuple[float, ...] = setting((0.18, 0.25), "Requests a second for each worker.")
     seconds: float = setting(600.0, "Of arrivals in each of those runs.")
     large: int = setting(10_000, "Workers of the cluster of which only a slice is simulated.")
-    large_slice: int = setting(8, "Workers of that slice.")
+    large_slice: int = setting(32, "Workers of that slice.")
     large_peak: float = setting(0.25, "Requests a second for each worker at the busiest hour.")
     day_s: float = setting(DAY_S, "Length of that day.")
 
@@ -74,20 +79,26 @@ def cluster_plan(num_workers: int) -> ClusterPlan:
 
 
 def traffic(
-    rate_per_s: float, until_s: float, one_in: float = 1.0, day_s: float | None = None
+    rate_per_s: float, until_s: float, one_in: float = 1.0, which: int = 0, day_s: float | None = None
 ) -> Iterator[OfferedRequest]:
     """Yield as many copies of the trace side by side as make up the rate, each at the recorded pace, again and again.
 
     Copies begin at moments spread over the trace's length, and have conversations of their own in each lap; of those,
-    one in so many is yielded. `rate_per_s`: of all; at the busiest hour, if it is a day.
+    one in so many is yielded, evenly: those of the slice of this number (`which`). `rate_per_s`: of all; at the busiest
+    hour, if it is a day.
     """
     recorded = list(offered_by_trace(conversation_rows()))
     length_s = recorded[-1].arrival_s
     num_copies = max(round(rate_per_s * length_s / len(recorded)), 1)
     uses = Counter(chain.from_iterable(request.block_numbers for request in recorded))
     popular = {block for block, num_uses in uses.items() if num_uses > POPULAR * len(recorded)}
-    roots = np.array([root_of(request, popular) for request in recorded])
     times_s = np.array([request.arrival_s for request in recorded])
+    talks = talks_of(recorded, popular)
+    between_s = one_in * length_s / num_copies
+    """A conversation comes once in that time."""
+    turns = (turns_of(recorded, talks, between_s) + which / one_in) % 1.0
+    num_due = 0.0
+    """Of each conversation, so far."""
     most = max(max(request.block_numbers) for request in recorded) + 1
     pending: list[tuple[float, int, int]] = []
     """When, which row of the trace, of which copy."""
@@ -95,14 +106,14 @@ def traffic(
         for copy in range(num_copies):
             begin_s = (lap + copy / num_copies) * length_s
             edition = (lap + 1) * num_copies + copy
-            # Which conversations: a hash of the root's number, so it is all of a conversation or nothing.
-            mixed = (roots + edition * most).astype(np.uint64) * np.uint64(MULTIPLIER)
             share = busyness(begin_s + length_s / 2, day_s) / one_in
-            kept = np.flatnonzero((mixed >> np.uint64(11)) / 2**53 < share)
+            is_due = np.floor(num_due + share + turns) > np.floor(num_due + turns)
+            num_due += share
+            kept = np.flatnonzero(is_due[talks])
             pending += [(begin_s + times_s[index], int(index), edition) for index in kept]
         pending.sort()
-        num_due = bisect_left(pending, ((lap + 1) * length_s,))  # what later laps bring comes later
-        due, pending = pending[:num_due], pending[num_due:]
+        num_ready = bisect_left(pending, ((lap + 1) * length_s,))  # what later laps bring comes later
+        due, pending = pending[:num_ready], pending[num_ready:]
         for arrival_s, index, edition in due:
             if arrival_s >= until_s:
                 return
@@ -111,6 +122,25 @@ def traffic(
             request = recorded[index]
             numbers = tuple(one if one in popular else one + edition * most for one in request.block_numbers)
             yield request._replace(arrival_s=float(arrival_s), block_numbers=numbers)
+
+
+def talks_of(recorded: Sequence[OfferedRequest], popular: Set[int]) -> NDArray[np.int64]:
+    """Return of which conversation each request is, by number."""
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(root_of(request, popular), len(numbers)) for request in recorded])
+
+
+def turns_of(recorded: Sequence[OfferedRequest], talks: NDArray[np.int64], between_s: float) -> NDArray[np.float64]:
+    """Return how long before each conversation comes for the first time, as shares of the time between two times.
+
+    They are such that conversations begin evenly in that time, and those of each length among them do so, too.
+    """
+    num_talks = int(talks.max()) + 1
+    num_tokens, first_s = np.zeros(num_talks), np.full(num_talks, np.inf)
+    np.add.at(num_tokens, talks, [request.num_prompt_tokens + request.num_output_tokens for request in recorded])
+    np.minimum.at(first_s, talks, [request.arrival_s for request in recorded])
+    rank = np.argsort(np.argsort(num_tokens, kind="stable"), kind="stable")
+    return (rank * GOLDEN + first_s / between_s) % 1.0
 
 
 def root_of(request: OfferedRequest, popular: Set[int]) -> int:
@@ -160,14 +190,17 @@ def measure(options: SamplingOptions, progress: ProgressBar) -> Outcome:
             whole = figures(run(options.whole, traffic(rate, options.seconds)))
         samples.append({"workers": options.whole, "load": load, **whole})
         for size in sizes:
+            num_slices = options.whole // size
             with progress.part(f"{size} of {options.whole}, {load:g} requests/s each"):
-                part = figures(run(size, traffic(rate, options.seconds, options.whole / size)))
-            samples.append({"workers": size, "load": load, **part})
-            findings += compare(f"{size} of {options.whole} workers, {load:g}/s each", whole, part)
+                parts = [
+                    figures(run(size, traffic(rate, options.seconds, num_slices, which))) for which in range(num_slices)
+                ]
+            samples += [{"workers": size, "slice": which, "load": load, **part} for which, part in enumerate(parts)]
+            findings += compare(f"{size} of {options.whole} workers, {load:g}/s each", whole, parts)
     one_in = options.large / options.large_slice
     with progress.part(f"a day of {options.large} workers by {options.large_slice}"):
         peak_per_s = options.large_peak * options.large
-        day = run(options.large_slice, traffic(peak_per_s, options.day_s, one_in, options.day_s))
+        day = run(options.large_slice, traffic(peak_per_s, options.day_s, one_in, day_s=options.day_s))
     return Outcome(
         findings=findings,
         samples={"runs": samples, "day": {"one_in": one_in, "figures": figures(day)}},
@@ -175,16 +208,21 @@ def measure(options: SamplingOptions, progress: ProgressBar) -> Outcome:
     )
 
 
-def compare(name: str, whole: dict[str, float], part: dict[str, float]) -> list[Finding]:
-    """Return how far a slice is from the whole."""
-    points = 100 * (part["attainment"] - whole["attainment"])
-    hit_points = 100 * (part["hit_rate"] - whole["hit_rate"])
-    ratio = part["ttft_p50_s"] / whole["ttft_p50_s"]
-    return [
-        Finding(what=f"{name}: attainment", measured=single(points), unit="points"),
-        Finding(what=f"{name}: hit rate", measured=single(hit_points), unit="points"),
-        Finding(what=f"{name}: median TTFT over the whole's", measured=single(ratio), unit=""),
-    ]
+def compare(name: str, whole: dict[str, float], parts: Sequence[dict[str, float]]) -> list[Finding]:
+    """Return how far slices, which together have the whole's requests, are from the whole."""
+    shares = np.array([part["num_requests"] for part in parts]) / sum(part["num_requests"] for part in parts)
+
+    def points(figure: str) -> list[float]:
+        return [100 * (part[figure] - whole[figure]) for part in parts]
+
+    medians_s = [part["ttft_p50_s"] for part in parts]
+    found = {
+        "attainment, all slices": (float(shares @ points("attainment")), "points"),
+        "attainment, the slice that is farthest off": (max(points("attainment"), key=abs), "points"),
+        "hit rate, all slices": (float(shares @ points("hit_rate")), "points"),
+        "median TTFT over the whole's, mean of all slices": (float(shares @ medians_s) / whole["ttft_p50_s"], ""),
+    }
+    return [Finding(what=f"{name}: {what}", measured=single(one), unit=unit) for what, (one, unit) in found.items()]
 
 
 def notes_of(day: Summary, options: SamplingOptions, one_in: float) -> list[str]:

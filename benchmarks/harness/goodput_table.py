@@ -10,6 +10,8 @@ import msgspec
 from diptych.bench.record import RESULT, Result, load
 from diptych.bench.statistics import estimate_median, median
 from diptych.core.errors import BenchError
+from diptych.hardware.profile import read_profile
+from harness.goodput_ceiling import ceiling_per_s
 from harness.result import RESULTS_DIR
 
 GOODPUT_DIR = RESULTS_DIR / "goodput"
@@ -86,12 +88,12 @@ def _table(found: list[Found]) -> Table:
     return table
 
 
-def goodput_table(output: Path) -> str:
+def goodput_table(output: Path, title: str = "workload, limit") -> str:
     """Return a Markdown table: requests a second, the median over seeds, for every workload, limit and server."""
     found, _ = read_goodputs(output)
     table = _table(found)
     servers = [name for name in COLUMNS if any(name in rates for rates in table.values())]
-    lines = [f"| workload, limit | {' | '.join(servers)} |", "|---|" + "---|" * len(servers)]
+    lines = [f"| {title} | {' | '.join(servers)} |", "|---|" + "---|" * len(servers)]
     for (workload, limit), rates in sorted(table.items(), key=lambda item: (item[0][0], item[0][1] != "tight")):
         best = max(median(list(by_seed.values())) for by_seed in rates.values())
         cells = [_rate_cell(rates.get(server), best) for server in servers]
@@ -135,6 +137,35 @@ def _ratio_cell(own: Mapping[int, float], other: Mapping[int, float]) -> str:
     return f"{estimate.median:.2f}{interval}"
 
 
+def ceiling_table(output: Path, profile: Path) -> str:
+    """Return a Markdown table: what each server carries as a share of what the cores could, at most.
+
+    Raises: BenchError, ConfigError for a profile that cannot be read.
+    """
+    found, _ = read_goodputs(output)
+    tpots_s, costs = read_limits(output), read_profile(profile)
+    table = _table(found)
+    servers = [name for name in COLUMNS if any(name in rates for rates in table.values())]
+    lines = [f"| workload, limit | ceiling | {' | '.join(servers)} |", "|---|---|" + "---|" * len(servers)]
+    for (workload, limit), rates in sorted(table.items(), key=lambda item: (item[0][0], item[0][1] != "tight")):
+        most = ceiling_per_s(costs, workload, tpots_s[limit])
+        shares = ["" if name not in rates else f"{median(list(rates[name].values())) / most:.0%}" for name in servers]
+        lines.append(f"| {workload}, {limit} | {_rate_text(most)} | {' | '.join(shares)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ceiling_part(output: Path) -> str:
+    profile = output.parent / "profile.json"
+    if not profile.exists():
+        return ""
+    return f"""
+The same as a share of a ceiling, in requests a second: what these cores carry if each step takes as long as the bare
+engine's ([profile](../profile.json)), none is ever idle, client and frontend cost nothing, requests come evenly, and
+prompts may wait; only the limit of time per token holds (`benchmarks/harness/goodput_ceiling.py`).
+
+{ceiling_table(output, profile)}"""
+
+
 def write_goodput_page(output: Path) -> Path:
     """Write README.md beside the results. Raises: BenchError."""
     found, results = read_goodputs(output)
@@ -157,7 +188,7 @@ figures and the exact command of the server, and every request's times in `sampl
 How many times the load of each other server `diptych serve` carries, seed by seed: median (range, or from six seeds on
 the 95 % interval).
 
-{ratio_table(output)}"""
+{ratio_table(output)}{_ceiling_part(output)}"""
     path = output / "README.md"
     path.write_text(text, encoding="utf-8")
     return path

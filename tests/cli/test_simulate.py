@@ -91,6 +91,7 @@ def test_ctrl_c_keeps_what_was_simulated(start_command: StartCommand, tmp_path: 
         (SMALL.replace('"mixed"', '"decode"'), "nobody reads prompts"),
         (SMALL.replace('model = "llama-3-8b"', ""), r"`pool\[1\]`: `hardware` needs `model`"),
         (SMALL.replace('"h100"', '"h1000"'), r"`pool\[1\]`: hardware 'h1000' is not known"),
+        (SMALL + "stage_gbit_per_s = 25\n", r"`pool\[1\]`: `stage_gbit_per_s` is between pipeline stages"),
         (SMALL.replace("llama-3-8b", "opt-175b"), r"`pool\[1\]`: opt-175b does not fit"),
         (
             SMALL + '[[event]]\nat_s = 1\nworker = "mixed-7"\nwhat = "dies"\n',

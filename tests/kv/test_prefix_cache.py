@@ -224,6 +224,20 @@ def test_what_was_held_is_findable_and_evicted_from_the_tail() -> None:
     assert cache.take_changes() == ([], [c])
 
 
+def test_a_next_life_holds_what_this_one_has_in_the_order_of_its_eviction() -> None:
+    cache = cache_of(5)
+    cache.release(compute(cache, names("a", "b")))
+    used = compute(cache, names("c", "d"))
+    cache.release(cache.match(names("a"), 1))  # so b goes before a
+    heir = PrefixCache([BlockId(100 + i) for i in range(5)], cache.held())
+    assert counts(heir) == (1, 4, 5)
+    assert [heir.find(one) for one in names("c", "d")] == used
+    for num_left in (["a", "c", "d"], ["c", "d"], ["c"], []):
+        allocate(heir, 2 if len(num_left) == 3 else 1)
+        assert set(heir.findable()) == set(names(*num_left))
+        heir.check_invariants()
+
+
 def test_inserting_twice_is_as_good_as_once() -> None:
     cache = cache_of(1)
     blocks = compute(cache, names("a"))

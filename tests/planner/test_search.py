@@ -19,7 +19,7 @@ from diptych.planner.load import Load
 from diptych.planner.placements import Group, Placement
 from diptych.planner.question import PlanQuestion
 from diptych.planner.search import Plan, search
-from diptych.planner.simulated import whole_plan
+from diptych.planner.simulated import whole_plan, worker_plan
 from diptych.sim.assembly import cluster_plan
 from diptych.sim.cluster import SimulatedCluster
 from diptych.sim.config import read_config
@@ -80,12 +80,25 @@ def test_the_configuration_is_a_cluster_that_simulate_takes(plan: Plan, tmp_path
         path = tmp_path / "plan.toml"
         path.write_text(as_toml(plan, verdict))
         simulated = cluster_plan(read_config(path), tmp_path, seed=0)
+        assert simulated.num_units == verdict.placement.num_units
         assert [(group.role, group.num_workers) for group in simulated.groups] == [
-            (group.role, group.number) for group in verdict.placement.total_groups
+            (group.role, group.number) for group in verdict.placement.groups
         ]
         offered = QUESTION.load.offered(verdict.goodput.per_s * 0.9)
         run = judge(SimulatedCluster(simulated).serve(offered), QUESTION.slo)
         assert run.attainment >= REQUIRED_ATTAINMENT
+
+
+def test_stages_on_two_nodes_are_so_in_the_configuration(plan: Plan, tmp_path: Path) -> None:
+    shape = WorkerShape(MODELS["opt-175b"], DEVICES["a100-80g"], 4, 3, LINKS["25gbps"])
+    group = Group(Role.MIXED, shape)
+    verdict = replace(plan.verdicts[0], placement=Placement("mixed", (group,), shape.device.link))
+    path = tmp_path / "plan.toml"
+    path.write_text(as_toml(replace(plan, question=replace(QUESTION, model=MODELS["opt-175b"])), verdict))
+    (simulated,) = cluster_plan(read_config(path), tmp_path, seed=0).groups
+    assert simulated.plan.costs == worker_plan(group, QUESTION.around).costs
+    within = Group(Role.MIXED, replace(shape, stage_link=None))
+    assert simulated.plan.costs.pass_s(512) > worker_plan(within, QUESTION.around).costs.pass_s(512)
 
 
 def test_an_slo_that_nothing_can_keep_is_refused_with_the_reasons() -> None:

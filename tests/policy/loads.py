@@ -1,9 +1,9 @@
 """Snapshots of workers, as routing sees them."""
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from diptych.core.cost_model import CostModel, count_pairs
 from diptych.core.ids import WorkerId

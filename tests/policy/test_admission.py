@@ -70,7 +70,7 @@ def pair(**changes: float) -> Pair:
     ],
 )
 def test_who_is_late_for_the_load_of_others_is_refused(changes: dict[str, float], reason: str | None) -> None:
-    admission = admit_by_forecast("predictive", pair(**changes), SLO)
+    admission = admit_by_forecast("predictive", lambda: pair(**changes), SLO)
     if reason is None:
         assert admission == Admitted()
     else:
@@ -80,7 +80,7 @@ def test_who_is_late_for_the_load_of_others_is_refused(changes: dict[str, float]
 
 
 def test_retry_after_is_how_late_it_would_be() -> None:
-    admission = admit_by_forecast("predictive", pair(ttft_s=13.4), SLO)
+    admission = admit_by_forecast("predictive", lambda: pair(ttft_s=13.4), SLO)
     assert isinstance(admission, Rejected)
     assert admission.retry_after_s == pytest.approx(12.5)
 
@@ -105,4 +105,4 @@ SOON_EMPTY = pair(step_now_s=0.07, step_s=0.03)
     ],
 )
 def test_policies_differ_in_the_batch_that_they_look_at(name: AdmissionName, forecast: Pair, is_admitted: bool) -> None:
-    assert isinstance(admit_by_forecast(name, forecast, SLO), Admitted) == is_admitted
+    assert isinstance(admit_by_forecast(name, lambda: forecast, SLO), Admitted) == is_admitted

@@ -1,13 +1,13 @@
 """Workers of two machines do not share memory: they read prompts for each other, and copy nothing."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.policy.loads import BLOCK_SIZE, LOADS, idle, reading, writing
 
 from diptych.core.control import RoutingName

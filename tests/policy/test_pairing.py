@@ -1,10 +1,10 @@
 """Pairs of workers by predicted times: the decode worker fills up first, and idle cores help out."""
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.policy.loads import BLOCK_SIZE, LOADS, idle, reading, writing
 
 from diptych.core.ids import WorkerId

@@ -56,6 +56,43 @@ def test_a_dead_readers_prompts_are_read_by_their_owner_from_where_it_was() -> N
     assert 0 < read["decode-0"] < 4 * 1024, "most had been read, and was not read again"
 
 
+TWO_OWNERS = (ONE_EACH[0], WorkerGroup(Role.DECODE, 2, OWNER))
+APART_OWNERS = (
+    WorkerGroup(Role.PREFILL, 1, READER, ("a",)),
+    WorkerGroup(Role.DECODE, 2, OWNER, ("a", "b")),
+)
+
+
+def test_an_answer_goes_on_with_the_kv_that_its_dead_worker_has_left_on_the_machine() -> None:
+    """On another machine all of it is computed again."""
+    fast = LinkPlan(bytes_per_s=1e15, latency_s=0.0, kv_bytes_per_token=1.0)
+    load, tokens_s = [fresh(0, 0.0, 900, 100)], 100 * COSTS.step_s([(1, 950)])
+    (undisturbed,), _ = serve(plan_of(TWO_OWNERS), load)
+    assert undisturbed.finished_s is not None
+    death = Failure(undisturbed.ttft_s + 0.7 * tokens_s, WorkerId("decode-0"), None)
+    (near,), events = serve(plan_of(TWO_OWNERS, failures=(death,)), load)
+    (far,), _ = serve(plan_of(APART_OWNERS, link=fast, failures=(death,)), load)
+    assert near.finished_s is not None and far.finished_s is not None
+    assert near.num_migrations == far.num_migrations == 1
+    assert near.finished_s - undisturbed.finished_s < 0.1 * tokens_s, "a pause, and the step that was under way"
+    assert far.finished_s - undisturbed.finished_s > 0.6 * tokens_s + undisturbed.ttft_s
+    assert sum(event.num_prompt_tokens for event in events if event.kind == "steps") == 900
+
+
+def test_a_successor_finds_its_prefix_cache_and_the_full_blocks_of_answers() -> None:
+    first = fresh(0, 0.0, 900, 100)
+    (undisturbed,), _ = serve(plan_of(ONE_EACH), [first])
+    assert undisturbed.finished_s is not None
+    death = Failure(0.9 * undisturbed.finished_s, WorkerId("decode-0"), 0.5)
+    again = first._replace(arrival_s=3 * undisturbed.finished_s)
+    outcomes, _ = serve(plan_of(ONE_EACH, failures=(death,)), [first, again])
+    assert [outcome.end for outcome in outcomes] == ["finished"] * 2
+    assert outcomes[0].finished_s is not None
+    lost_s = outcomes[0].finished_s - undisturbed.finished_s - 0.5
+    assert lost_s < BLOCK_SIZE * COSTS.step_s([(1, 1000)]) + 0.1, "of nearly 90 tokens, and the prompt"
+    assert outcomes[1].num_cached_tokens == 900 // BLOCK_SIZE * BLOCK_SIZE
+
+
 def test_a_worker_that_comes_back_gets_requests_again() -> None:
     plan = plan_of(ONE_EACH, failures=(Failure(1.0, WorkerId("decode-0"), 1.0),))
     outcomes, events = serve(plan, steady_load(20))
@@ -178,3 +215,33 @@ def test_a_stream_is_served_without_being_kept() -> None:
     assert len(ended) == 300
     ends_s = [outcome.finished_s or 0.0 for outcome in ended]
     assert ends_s == sorted(ends_s)
+
+
+def test_units_keep_their_requests_caches_and_deaths_to_themselves() -> None:
+    load = [fresh(number // 2, number * 0.4, 1024, 10) for number in range(12)]  # each prompt twice, once in each unit
+    plan = replace(plan_of(ONE_EACH), num_units=2)
+    assert list(plan.workers) == ["prefill-0", "decode-0", "prefill-1", "decode-1"]
+    outcomes, _ = serve(plan, load)
+    assert [outcome.owner for outcome in outcomes] == ["decode-0", "decode-1"] * 6
+    assert [outcome.reader for outcome in outcomes] == ["prefill-0", "prefill-1"] * 6
+    assert {outcome.num_cached_tokens for outcome in outcomes} == {0}
+    together, _ = serve(plan_of(APART), load)
+    assert max(outcome.num_cached_tokens for outcome in together) > 0
+
+    death = Failure(1.0, WorkerId("decode-1"), None)
+    outcomes, _ = serve(replace(plan, failures=(death,)), load)
+    assert {outcome.end for outcome in outcomes[::2]} == {"finished"}
+    assert {outcome.end for outcome in outcomes[5::2]} == {"failed"}, "nobody is left in their unit"
+
+
+def test_a_conversation_stays_in_its_unit() -> None:
+    first = fresh(0, 0.0, 640, 10)
+    turns = tuple(
+        FollowUp(1.0, 640 * count, 10, (*first.block_numbers, *range(500, 500 + 10 * (count - 1)))) for count in (2, 3)
+    )
+    others = [fresh(number, 0.3 * number, 640, 5) for number in range(1, 4)]
+    plan = replace(plan_of(ONE_EACH), num_units=2)
+    outcomes, _ = serve(plan, [first._replace(follow_ups=turns), *others])
+    talk = [outcome for outcome in outcomes if outcome.offered.block_numbers[0] == first.block_numbers[0]]
+    assert [outcome.owner for outcome in talk] == ["decode-0"] * 3
+    assert [outcome.num_cached_tokens for outcome in talk] == [0, 640, 1280]

@@ -109,12 +109,12 @@ class CostModel:
         """Return how long a prompt's `num_tokens` take behind `num_past`, in chunks, with nothing else in the steps."""
         num_full, num_rest = divmod(num_tokens, chunk_tokens)
         # Equal chunks whose pasts grow evenly: their sum needs no loop.
-        work = StepWork().plus(chunk_tokens, num_past)
-        grown = num_full * (num_full - 1) // 2 * chunk_tokens
-        seconds = num_full * self.work_s(work) + grown * (self.past_token_s + chunk_tokens * self.pair_s)
+        sum_past = num_full * num_past + num_full * (num_full - 1) // 2 * chunk_tokens
+        seconds = num_full * (self.pass_s(chunk_tokens) + self.row_s) if num_full else 0.0
         if num_rest:
-            seconds += self.step_s([(num_rest, num_past + num_full * chunk_tokens)])
-        return seconds
+            seconds += self.pass_s(num_rest) + self.row_s
+            sum_past += num_past + num_full * chunk_tokens
+        return seconds + self.past_token_s * sum_past + self.pair_s * count_pairs(num_tokens, num_past)
 
     def queue_s(self, num_tokens: int, num_pairs: int, chunk_tokens: int) -> float:
         """Return how long prompts take that have so many tokens and pairs in all, in full chunks, one behind the other.

@@ -95,6 +95,11 @@ class PrefixCache:
         """Return all hashes that are findable, each behind its parent."""
         return list(self._block_of)
 
+    def held(self) -> list[HeldBlock]:
+        """Return all that is findable as a next life of this worker would take it up: the first to be evicted first."""
+        used = (block_hash for block_hash in reversed(self._block_of) if block_hash not in self._idle)
+        return [HeldBlock(one, self._block_of[one], self._parent_of[one]) for one in (*self._idle, *used)]
+
     def longest_match_blocks(self, hashes: Sequence[BlockHash]) -> int:
         """Return how many leading hashes are findable; takes no reference and leaves the eviction order alone."""
         return next((i for i, block_hash in enumerate(hashes) if block_hash not in self._block_of), len(hashes))
@@ -145,7 +150,7 @@ class PrefixCache:
         """
         if self._pool.num_references(block_id) == 0 or self._is_idle(block_id):
             raise AssertionError(f"block {block_id} is cached by someone who holds no reference on it")
-        if block_id in self._forgotten or parent_id in self._forgotten:
+        if self._forgotten and (block_id in self._forgotten or parent_id in self._forgotten):
             self._forgotten.add(block_id)
             return
         if parent_id is not None and parent_id not in self._hash_of:
@@ -210,7 +215,7 @@ class PrefixCache:
         # From the tail: a prefix without its tail is of use, a tail without its prefix can never be matched.
         for block_id in reversed(block_ids):
             block_hash = self._hash_of.get(block_id)
-            if block_hash is not None and self._is_idle(block_id):
+            if block_hash is not None and block_hash in self._idle and self._block_of[block_hash] == block_id:
                 raise AssertionError(f"block {block_id} was released more often than it was taken")
             num_references = self._pool.release(block_id)
             if block_hash is None:

@@ -103,15 +103,15 @@ def _toml_lines(plan: Plan, verdict: Verdict) -> Iterator[str]:
     question, placement, goodput = plan.question, verdict.placement, verdict.goodput
     yield f"# Written by `diptych plan`: {placement}, {placement.method}."
     yield f"# Simulated goodput {goodput.per_s:.3f} requests/s, {verdict.per_gpu_s:.3f} a GPU."
-    if placement.num_units > 1:
-        yield f"# It is {placement.num_units} units, each of which was planned to keep its requests to itself."
     yield f"block_tokens = {question.load.block_size}"
+    if placement.num_units > 1:
+        yield f"units = {placement.num_units}  # of these workers; each keeps its requests to itself"
     yield ""
     yield "[slo]"
     yield f"ttft_s = {question.slo.ttft_s:g}"
     yield f"tpot_s = {question.slo.tpot_s:g}"
     num_used = 0
-    for group in placement.total_groups:
+    for group in placement.groups:
         num_nodes, first = _nodes(group, num_used, question.gpus_per_node)
         num_used += group.num_gpus if placement.method == "high affinity" else 0
         table = {
@@ -121,6 +121,7 @@ def _toml_lines(plan: Plan, verdict: Verdict) -> Iterator[str]:
             "model": question.model.name,
             "tensor_parallel": group.shape.tp,
             "pipeline_parallel": group.shape.pp,
+            **_stage_link(group),
             "costs": question.costs,
             "machines": num_nodes,
             "first_machine": first,
@@ -133,6 +134,12 @@ def _toml_lines(plan: Plan, verdict: Verdict) -> Iterator[str]:
     yield f"[link]  # {link.name}"
     yield f"gbit_per_s = {link.bytes_per_s / GBIT_S:g}"
     yield f"latency_us = {link.latency_s * 1e6:g}"
+
+
+def _stage_link(group: Group) -> dict[str, float]:
+    """Return what stages hand on by, where that is not the devices' own link."""
+    link = group.shape.stage_link
+    return {} if link is None else {"stage_gbit_per_s": link.bytes_per_s / GBIT_S}
 
 
 def _nodes(group: Group, num_used: int, gpus_per_node: int) -> tuple[int, int]:

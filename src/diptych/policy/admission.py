@@ -74,10 +74,16 @@ _OWNER_STEP_S: Mapping[AdmissionName, Callable[[Pair], float]] = {
 """Which of the forecasts of the owner's step a policy goes by; who is absent goes by none."""
 
 
-def admit_by_forecast(name: AdmissionName, pair: Pair, slo: Slo) -> Admission:
-    """Refuse a request if the pair chosen for it would miss the SLO, and would not without others."""
+def admit_by_forecast(name: AdmissionName, predict: Callable[[], Pair], slo: Slo) -> Admission:
+    """Refuse a request if the pair chosen for it would miss the SLO, and would not without others.
+
+    `predict` says what is predicted of the pair; whoever refuses nothing for the SLO does not ask.
+    """
     find_step_s = _OWNER_STEP_S.get(name)
-    return Admitted() if find_step_s is None else _admit_to_slo(pair, slo, find_step_s(pair))
+    if find_step_s is None:
+        return Admitted()
+    pair = predict()
+    return _admit_to_slo(pair, slo, find_step_s(pair))
 
 
 def _admit_to_slo(pair: Pair, slo: Slo, step_s: float) -> Admission:

@@ -65,10 +65,12 @@ class ReuseAware:
     def on_stored(self, block_hash: BlockHash) -> None:
         """Start with a block; if it was evicted not long ago it has come back."""
         self._now += 1
-        num_returns, idle_since = self._gone.pop(block_hash, (-1, None))
-        if idle_since is not None:
-            self._learn(num_returns, idle_since)
-        self._num_returns[block_hash] = min(num_returns + 1, len(WORTH) - 1)
+        gone = self._gone.pop(block_hash, None)
+        if gone is None:
+            self._num_returns[block_hash] = 0
+        else:
+            self._learn(*gone)
+            self._num_returns[block_hash] = min(gone[0] + 1, len(WORTH) - 1)
 
     def on_hit(self, block_hash: BlockHash) -> None:
         """Count a return, and take the block out if it was idle."""
@@ -87,11 +89,15 @@ class ReuseAware:
 
         Raises: KeyError if none is idle.
         """
-        oldest = [(index, next(iter(queue.values()))) for index, queue in enumerate(self._queues) if queue]
-        if not oldest:
+        victims, most = None, -1.0
+        for number, queue in enumerate(self._queues):
+            if queue:
+                weight = self._weight(number, next(iter(queue.values())))
+                if weight > most:
+                    victims, most = queue, weight
+        if victims is None:
             raise KeyError("no block is idle")
-        number = max(oldest, key=lambda one: (self._weight(*one), -one[0]))[0]
-        block_hash, idle_since = self._queues[number].popitem(last=False)
+        block_hash, idle_since = victims.popitem(last=False)
         self._remember(block_hash, idle_since)
         return block_hash
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from diptych.core.ids import BlockHash, RequestId
 from diptych.core.messages import CopyOrder, PeerAddress
 from diptych.core.slo import Slo
+from diptych.policy.nodes import Reading
 from diptych.policy.pairing import Pair
 from diptych.policy.routing.by_name import POLICIES
 from diptych.policy.routing.question import Question, Route, Rules
@@ -39,8 +40,10 @@ class Placement:
     """
     num_new_blocks: int
     """Blocks that the prompt takes besides those in the decode worker's prefix cache."""
-    forecast: Pair
-    """What was predicted."""
+    reading: Reading
+    """What the reader does with the prompt."""
+    forecast: Callable[[], Pair]
+    """Says what is predicted, as of the moment at which these were chosen."""
     copy: CopyOrder | None = None
     """What the decode worker is to copy from another's cache first."""
     on_change: OnChange = tell_nobody
@@ -54,8 +57,7 @@ class Placement:
         if self.prefill is None:
             self._assign_to_owner(request_id)
         else:
-            reading = self.forecast.reading
-            self.prefill.ledger.assign_prompt(request_id, reading.num_tokens, reading.num_past)
+            self.prefill.ledger.assign_prompt(request_id, self.reading.num_tokens, self.reading.num_past)
         self._tell(request_id)
 
     def _tell(self, request_id: RequestId) -> None:
@@ -89,7 +91,7 @@ class Placement:
         if request_id in ledger.prefill_tokens:
             num_left = max(self.num_prompt_tokens - num_tokens, 1)
             if self.prefill is not None and self.prefill.address.node != self.decode.address.node:
-                num_left = min(num_left, self.forecast.reading.num_tokens)  # it may have more of it itself
+                num_left = min(num_left, self.reading.num_tokens)  # it may have more of it itself
             ledger.assign_prompt(request_id, num_left, self.num_prompt_tokens - num_left)
             self._tell(request_id)
 
@@ -163,19 +165,20 @@ class Placer:
         if route is None:
             return None
         self._turn += 1
-        return self._placement(num_prompt_tokens, matched_blocks.get(route.pair.owner, 0), route)
+        return self._placement(num_prompt_tokens, matched_blocks.get(route.owner, 0), route)
 
     def _placement(self, num_prompt_tokens: int, num_matched_blocks: int, route: Route) -> Placement:
-        pair, copy = route.pair, route.copy
+        copy = route.copy
         num_cached_blocks = num_matched_blocks if copy is None else copy.num_blocks
         return Placement(
-            decode=self._registry.life(pair.owner),
-            prefill=None if pair.reader == pair.owner else self._registry.life(pair.reader),
+            decode=self._registry.life(route.owner),
+            prefill=None if route.reader == route.owner else self._registry.life(route.reader),
             num_prompt_tokens=num_prompt_tokens,
             # The last prompt token is always computed: its logits are the first token.
             num_uncached_tokens=max(num_prompt_tokens - num_cached_blocks * self._block_size, 1),
             num_new_blocks=-(-num_prompt_tokens // self._block_size) - num_matched_blocks,
-            forecast=pair,
+            reading=route.reading,
+            forecast=route.predict,
             copy=None if copy is None else CopyOrder(copy.num_blocks, self._registry.life(copy.source).address),
             on_change=self._on_change,
         )

@@ -130,17 +130,16 @@ class WorkerRegistry:
         is_old = life is not None and address.incarnation < life.address.incarnation
         if is_old or address.incarnation <= self._last_over.get(worker_id, address.incarnation - 1):
             return None
-        ended = None
+        ended, now_s = None, self._clock.now_s()
         if life is None or address.incarnation > life.address.incarnation:
             ended = self._end(life)
             ledger = Ledger.empty(partial(self._stale.__setitem__, worker_id, None))
-            life = WorkerLife(address, heartbeat.role, heartbeat.status, self._clock.now_s(), ledger)
+            life = WorkerLife(address, heartbeat.role, heartbeat.status, now_s, ledger)
             self._lives[worker_id] = life
             self._outlooks.pop(worker_id, None)
             self._stale[worker_id] = None
-        now_s = self._clock.now_s()
         was_silent = now_s - life.last_heartbeat_s > self._heartbeat_timeout_s
-        if was_silent or heartbeat.status != life.status or heartbeat.role is not life.role:
+        if was_silent or heartbeat.role is not life.role or not _look_alike(heartbeat.status, life.status):
             self._stale[worker_id] = None
         life.role = heartbeat.role
         life.status = heartbeat.status
@@ -287,6 +286,18 @@ class WorkerRegistry:
             num_assigned=0,
             outlook=self._outlooks.get(worker_id, ""),
         )
+
+
+def _look_alike(new: WorkerStatus, old: WorkerStatus) -> bool:
+    """Tell whether routing sees no difference, besides the counts that ledgers take."""
+    return (
+        new.mean_written_tokens == old.mean_written_tokens
+        and new.cost_scale == old.cost_scale
+        and new.prefill_share == old.prefill_share
+        and new.copy_block_s == old.copy_block_s
+        and new.num_blocks == old.num_blocks
+        and new.state is old.state
+    )
 
 
 def _status_before_life(state: WorkerState) -> WorkerStatus:

@@ -10,6 +10,8 @@ Invariants: `num_context_tokens` is the sum over the members' computed tokens; n
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from diptych.sim.lanes import Lanes
+
 if TYPE_CHECKING:
     from diptych.sim.sequence import SimulatedSequence
 
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
 class AnswerBatch:
     """Sequences whose answers are being written, by the order in which their requests came."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, num_stages: int = 1) -> None:
+        """`num_stages`: of the pipeline that the answers go around."""
         self._block_size = block_size
+        self.lanes = Lanes(num_stages) if num_stages > 1 else None
         self.num_steps = 0
         """Since the beginning."""
         self.num_context_tokens = 0
@@ -44,6 +48,8 @@ class AnswerBatch:
         self.members[sequence.epoch] = sequence
         self.num_context_tokens += sequence.num_computed
         self._num_prompt_tokens += sequence.num_prompt_tokens
+        if self.lanes is not None:
+            sequence.lane = self.lanes.join(sequence.num_computed)
         self._await_change(sequence, sequence.num_computed)
 
     def leave(self, sequence: "SimulatedSequence") -> None:
@@ -52,12 +58,16 @@ class AnswerBatch:
         sequence.batch, sequence.num_computed, sequence.num_known_outputs = None, num_computed, num_outputs
         self.num_context_tokens -= num_computed
         self._num_prompt_tokens -= sequence.num_prompt_tokens
+        if self.lanes is not None:
+            self.lanes.leave(sequence.lane, num_computed)
         del self.members[sequence.epoch]
 
     def advance(self, num_steps: int) -> list["SimulatedSequence"]:
         """Count steps, no more than `steps_to_change`; return who has ended or filled a block, in order of arrival."""
         self.num_steps += num_steps
         self.num_context_tokens += num_steps * len(self.members)
+        if self.lanes is not None:
+            self.lanes.advance(num_steps)
         changed: list[SimulatedSequence] = []
         while self._changes and self._changes[0][0] <= self.num_steps:
             _, _, epoch, sequence = heappop(self._changes)

@@ -12,7 +12,7 @@ from diptych.core.messages import Role
 from diptych.hardware.estimate import estimate_worker
 from diptych.hardware.models import ModelShape, find_model
 from diptych.hardware.profile import read_profile
-from diptych.hardware.specs import GBIT_S, find_device
+from diptych.hardware.specs import GBIT_S, find_device, network
 from diptych.hardware.worker_shape import WorkerShape
 from diptych.router.settings import RouterSettings
 from diptych.sim.config import PoolTable, SimulationConfig
@@ -55,6 +55,7 @@ def cluster_plan(config: SimulationConfig, folder: Path, seed: int, until_s: flo
     longest = min([model.max_model_len for model in models], default=LONGEST_CONTEXT_TOKENS)
     plan = ClusterPlan(
         groups=groups,
+        num_units=config.units,
         block_size=config.block_tokens,
         max_model_len=config.max_model_len or min(longest, max(owned)),
         max_tokens=config.max_tokens,
@@ -89,7 +90,8 @@ def _of_pool(number: int, pool: PoolTable, folder: Path) -> _Worker:
             return _Worker(profile.costs_for(pool.cores), pool.kv_tokens or 0, pool.usd_per_hour or 0.0, None)
         assert pool.hardware is not None and pool.model is not None
         model, device = find_model(pool.model), find_device(pool.hardware)
-        shape = WorkerShape(model, device, tp=pool.tensor_parallel, pp=pool.pipeline_parallel)
+        stage_link = None if pool.stage_gbit_per_s is None else network(pool.stage_gbit_per_s)
+        shape = WorkerShape(model, device, pool.tensor_parallel, pool.pipeline_parallel, stage_link)
         estimate = estimate_worker(shape, pool.role, pool.costs)
     except ConfigError as error:
         raise ConfigError(f"`pool[{number}]`: {error}") from None

@@ -1,8 +1,30 @@
 """Virtual time: the clock that live code is given, and calls that are due at some moment of it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import simpy
+from simpy.events import NORMAL
+
+
+class _Call(simpy.Event):
+    """An event that calls something when it is due: what a `simpy.Timeout` with a callback does, without its lists."""
+
+    _ok, _value = True, None
+
+    def __init__(self, environment: simpy.Environment, delay_s: float, call: Callable[[], None]) -> None:
+        if delay_s < 0:
+            raise AssertionError(f"something is to be called {-delay_s} s ago")
+        self.call = call
+        self.callbacks = _CALLBACKS
+        environment.schedule(self, NORMAL, delay_s)
+
+    def __repr__(self) -> str:
+        return f"_Call({self.call!r})"
+
+
+_CALLBACKS: list[Callable[[Any], None]] = [lambda event: event.call()]
+"""The same for all: what is due is the event's own."""
 
 
 class VirtualTime:
@@ -26,11 +48,7 @@ class VirtualTime:
 
     def call_in(self, delay_s: float, call: Callable[[], None]) -> None:
         """Have something called after a delay of at least 0."""
-        self.timeout(delay_s).callbacks.append(lambda _event: call())
-
-    def timeout(self, delay_s: float) -> simpy.Timeout:
-        """Return an event that is due after a delay, for callbacks: the cheapest that simpy has."""
-        return simpy.Timeout(self.environment, delay_s)
+        _Call(self.environment, delay_s, call)
 
     def call_every(self, interval_s: float, call: Callable[[], None]) -> None:
         """Have something called after each interval, until the end."""

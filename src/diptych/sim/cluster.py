@@ -1,24 +1,24 @@
-"""A simulated cluster: the live router in front of simulated workers, from the first request to the last answer."""
+"""A simulated cluster: live routers in front of simulated workers, from the first request to the last answer."""
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import cycle
+from typing import NamedTuple
 
 from diptych.core.errors import InvalidRequestError, OverloadedError, RequestError, UnavailableError
 from diptych.core.ids import RequestId
-from diptych.core.messages import Finished, Tokens, ToRouter, WorkerExited
+from diptych.core.messages import Finished
 from diptych.core.request import Request, SamplingParams
 from diptych.router.in_flight import InFlight
-from diptych.router.router import Router
 from diptych.sim.clock import VirtualTime
-from diptych.sim.crew import Crew
 from diptych.sim.events import Event, EventKind, Observe
-from diptych.sim.network import Network
 from diptych.sim.outcome import LoadSample, RequestOutcome
 from diptych.sim.plan import ClusterPlan, WorkerGroup
-from diptych.sim.prompts import FollowUp, NumberedBlocks, NumberedPrompt, OfferedRequest
-from diptych.sim.surroundings import BEGIN_S, ROUTER_ENDPOINT
+from diptych.sim.prompts import FollowUp, NumberedPrompt, OfferedRequest
+from diptych.sim.surroundings import BEGIN_S
+from diptych.sim.unit import Unit
 from diptych.sim.worker import SimulatedWorker
 
 __all__ = ["ClusterPlan", "LoadSample", "RequestOutcome", "SimulatedCluster", "WorkerGroup"]
@@ -35,14 +35,21 @@ Sink = Callable[[RequestOutcome], None]
 """Takes outcomes, each when its request ends."""
 
 
+class _Served(NamedTuple):
+    """A request that a unit's router has accepted."""
+
+    unit: Unit
+    flight: InFlight
+    outcome: RequestOutcome
+
+
 class SimulatedCluster:
     """One run. Make it, optionally `watch` and `observe`, then `serve` once."""
 
     def __init__(self, plan: ClusterPlan) -> None:
         self._plan = plan
         self.time = VirtualTime()
-        self._network = Network(self.time, plan.latency_s)
-        self._flights: dict[RequestId, tuple[InFlight, RequestOutcome]] = {}
+        self._served: dict[RequestId, _Served] = {}
         self._offered: Iterator[OfferedRequest] = iter(())
         self._num_offered = 0
         self._has_all = False
@@ -51,36 +58,29 @@ class SimulatedCluster:
         self._on_offered: Sink = _forget
         self._sink: Sink = _forget
         self._answer_tokens: dict[RequestId, int] = {}
+        self._observers: list[Observe] = []
         self._is_over = self.time.environment.event()
         self._sampling = SamplingParams(max_tokens=plan.max_tokens)
-        hasher = NumberedBlocks(plan.block_size)
-        self._crew = Crew(plan, self.time, self._network, hasher, self._answer_tokens)
-        self._router = Router(
-            model="simulated",
-            max_model_len=plan.max_model_len,
-            hasher=hasher,
-            inbox=_NoInbox(),
-            outbox=self._network,
-            clock=self.time,
-            settings=plan.router,
-            expected_workers={worker_id: worker.role for worker_id, worker in self._crew.workers.items()},
-            costs={worker_id: worker.plan.costs for worker_id, worker in self._crew.workers.items()},
-        )
-        self._network.connect(ROUTER_ENDPOINT, self._on_router_message)
+        self._units = [
+            Unit(number, plan, self.time, self._answer_tokens, self._on_finished) for number in range(plan.num_units)
+        ]
+        self._next_unit = cycle(self._units)
 
     @property
     def workers(self) -> list[SimulatedWorker]:
         """The newest life of each worker; some may be dead."""
-        return list(self._crew.workers.values())
+        return [worker for unit in self._units for worker in unit.crew.workers.values()]
 
     @property
     def sent_bytes(self) -> float:
         """KV that has been put on links between machines."""
-        return 0.0 if self._crew.links is None else self._crew.links.sent_bytes
+        return sum((unit.crew.links.sent_bytes for unit in self._units if unit.crew.links is not None), 0.0)
 
     def observe(self, observe: Observe) -> None:
         """Tell somebody everything that happens while the cluster serves."""
-        self._crew.observers.append(observe)
+        self._observers.append(observe)
+        for unit in self._units:
+            unit.crew.observers.append(observe)
 
     def watch(self, interval_s: float) -> list[LoadSample]:
         """Return a list that gets a sample of every worker each `interval_s` while the cluster serves."""
@@ -92,7 +92,7 @@ class SimulatedCluster:
         """Have somebody given a sample of every worker each `interval_s` while the cluster serves."""
 
         def look() -> None:
-            take(list(self._crew.samples()))
+            take([sample for unit in self._units for sample in unit.crew.samples()])
 
         def begin() -> None:
             look()
@@ -110,7 +110,8 @@ class SimulatedCluster:
         outcomes: list[RequestOutcome] = []
         self._offered = iter(offered)
         self._on_offered, self._sink = (_forget, sink) if sink is not None else (outcomes.append, _forget)
-        self._crew.start(self._on_exited)
+        for unit in self._units:
+            unit.start(self._conclude_failed)
         self.time.call_every(SWEEP_INTERVAL_S, self._sweep)
         self._await_next()
         with _rare_collections():
@@ -132,17 +133,18 @@ class SimulatedCluster:
         self.time.call_in(max(due_s - self.time.now_s(), 0.0), lambda: self._on_arrival(offered))
 
     def _on_arrival(self, offered: OfferedRequest) -> None:
-        self._take(offered)
+        self._take(offered, next(self._next_unit))
         self._await_next()
 
-    def _take(self, offered: OfferedRequest) -> None:
+    def _take(self, offered: OfferedRequest, unit: Unit) -> None:
         request_id = RequestId(f"r{self._num_offered}")
         self._num_offered += 1
         outcome = RequestOutcome(offered, "failed", "it never ended")
         self._on_offered(outcome)
-        self._offer(request_id, offered, outcome)
+        self._offer(request_id, unit, outcome)
 
-    def _offer(self, request_id: RequestId, offered: OfferedRequest, outcome: RequestOutcome) -> None:
+    def _offer(self, request_id: RequestId, unit: Unit, outcome: RequestOutcome) -> None:
+        offered = outcome.offered
         now_s, patience_s = self.time.now_s(), self._plan.patience_s
         request = Request(
             request_id=request_id,
@@ -154,26 +156,21 @@ class SimulatedCluster:
         self._answer_tokens[request_id] = min(offered.num_output_tokens, self._plan.max_tokens)
         self._tell("arrived", request_id)
         try:
-            flight = self._router.accept(request)
+            flight = unit.router.accept(request)
         except (OverloadedError, InvalidRequestError, UnavailableError) as error:
             is_refused = isinstance(error, OverloadedError)
             outcome.end, outcome.reason = "refused" if is_refused else "failed", str(error)
-            self._conclude(request_id, outcome)
+            self._conclude(request_id, unit, outcome)
             return
-        self._flights[request_id] = flight, outcome
+        self._served[request_id] = _Served(unit, flight, outcome)
         if patience_s < ClusterPlan.patience_s:
             self.time.call_in(patience_s, partial(self._on_impatient, request_id))
 
-    def _on_router_message(self, message: ToRouter) -> None:
-        self._router.on_message(message)
-        if isinstance(message, Tokens):
-            for finished in message.finished:
-                self._on_finished(finished.request_id)
-
     def _on_finished(self, request_id: RequestId) -> None:
-        flight, outcome = self._flights.get(request_id, (None, None))
-        if flight is None or outcome is None or flight.outcome is None:
+        served = self._served.get(request_id)
+        if served is None or served.flight.outcome is None:
             return  # an echo of an attempt before, or of one whose client has left
+        unit, flight, outcome = served
         assert flight.placement is not None and flight.first_token_s is not None
         outcome.end, outcome.reason = "finished", ""
         outcome.first_token_s = flight.first_token_s - BEGIN_S
@@ -187,63 +184,60 @@ class SimulatedCluster:
         outcome.num_migrations = flight.num_migrations
         if isinstance(flight.last_end, Finished):
             outcome.num_preemptions = flight.last_end.num_preemptions
-        self._conclude(request_id, outcome)
+        self._conclude(request_id, unit, outcome)
 
     def _on_impatient(self, request_id: RequestId) -> None:
-        if request_id in self._flights:
-            flight, outcome = self._flights[request_id]
-            self._router.abandon(flight)
+        if request_id in self._served:
+            unit, flight, outcome = self._served[request_id]
+            unit.router.abandon(flight)
             outcome.reason = f"its client has left after {self._plan.patience_s:g} s"
-            self._conclude(request_id, outcome)
+            self._conclude(request_id, unit, outcome)
 
-    def _conclude(self, request_id: RequestId, outcome: RequestOutcome) -> None:
-        self._flights.pop(request_id, None)
+    def _conclude(self, request_id: RequestId, unit: Unit, outcome: RequestOutcome) -> None:
+        self._served.pop(request_id, None)
         del self._answer_tokens[request_id]
         self._tell(outcome.end, request_id, outcome.owner, outcome.reason)
         self._sink(outcome)
         if outcome.offered.follow_ups and outcome.end == "finished":
-            self._follow_up(*outcome.offered.follow_ups)
+            self._follow_up(unit, *outcome.offered.follow_ups)
         self._end_if_done()
 
-    def _follow_up(self, turn: FollowUp, *later: FollowUp) -> None:
+    def _follow_up(self, unit: Unit, turn: FollowUp, *later: FollowUp) -> None:
         """Have a conversation go on."""
         asked = turn.asked_at(self.time.now_s() - BEGIN_S + turn.think_s, later)
         if asked.arrival_s < self._plan.until_s:
             self._num_thinking += 1
-            self.time.call_in(turn.think_s + self._plan.accept_s, partial(self._on_asked, asked))
+            self.time.call_in(turn.think_s + self._plan.accept_s, partial(self._on_asked, asked, unit))
 
-    def _on_asked(self, asked: OfferedRequest) -> None:
+    def _on_asked(self, asked: OfferedRequest, unit: Unit) -> None:
         self._num_thinking -= 1
-        self._take(asked)
+        self._take(asked, unit)
         self._end_if_done()
 
     def _end_if_done(self) -> None:
-        is_done = self._has_all and not self._flights and not self._num_thinking
+        is_done = self._has_all and not self._served and not self._num_thinking
         if is_done and not self._is_over.triggered:
             self._is_over.succeed()
 
     def _sweep(self) -> None:
-        self._router.sweep()
+        for unit in self._units:
+            unit.router.sweep()
         if self._plan.failures:
             self._conclude_failed()
 
     def _conclude_failed(self) -> None:
         """See whom the router has given up: nobody here listens to answers."""
-        for request_id, (flight, outcome) in list(self._flights.items()):
+        for request_id, (unit, flight, outcome) in list(self._served.items()):
             if flight.outcome == "failed":
                 error: RequestError | None = flight.answer.error
                 outcome.reason = str(error)
-                self._conclude(request_id, outcome)
-
-    def _on_exited(self, exited: WorkerExited) -> None:
-        self._router.on_message(exited)
-        self._conclude_failed()
+                self._conclude(request_id, unit, outcome)
 
     def _tell(self, kind: EventKind, request_id: str, worker_id: str = "", detail: str = "") -> None:
-        if self._crew.observers:
+        if self._observers:
             at_s = self.time.now_s() - BEGIN_S
             event = Event(at_s=at_s, kind=kind, request=request_id, worker=worker_id, detail=detail)
-            for observe in self._crew.observers:
+            for observe in self._observers:
                 observe(event)
 
 
@@ -263,13 +257,3 @@ def _rare_collections() -> Iterator[None]:
 
 def _forget(_outcome: RequestOutcome) -> None:
     pass
-
-
-class _NoInbox:
-    """Where a live router receives; here letters are given to it (a `diptych.router.ports.LetterSlot`)."""
-
-    num_dropped = 0
-
-    async def receive(self) -> ToRouter:
-        """Raise AssertionError: nobody waits in a simulation."""
-        raise AssertionError("a simulated router is given its letters")

@@ -61,6 +61,8 @@ class PoolTable(Table):
     """A shape of `diptych.hardware.models`."""
     tensor_parallel: Number = Field(default=1, ge=1)
     pipeline_parallel: Number = Field(default=1, ge=1)
+    stage_gbit_per_s: float | None = Field(default=None, gt=0)
+    """Of the network between pipeline stages that stand on several machines; None: the devices' own link."""
     costs: CostSource = "auto"
 
     profile: Path | None = None
@@ -92,6 +94,10 @@ class PoolTable(Table):
             raise ValueError("say how long steps take: `hardware` with `model`, or else `profile`")
         if self.hardware is not None and self.model is None:
             raise ValueError("`hardware` needs `model`: which one it computes")
+        if self.stage_gbit_per_s is not None and self.pipeline_parallel == 1:
+            raise ValueError(
+                "`stage_gbit_per_s` is between pipeline stages: it needs a `pipeline_parallel` of 2 or more"
+            )
         if self.profile is not None and self.kv_tokens is None and self.role is not Role.PREFILL:
             raise ValueError("with `profile`, `kv_tokens` says how many tokens' KV a worker holds")
         return self
@@ -149,6 +155,8 @@ class SimulationConfig(Table):
     """None: the model's, or what the smallest owner of blocks holds."""
     max_tokens: Number = Field(default=4096, ge=1)
     """Of an answer; longer ones end there."""
+    units: Number = Field(default=1, ge=1, le=10_000)
+    """How many clusters like this one there are, each with a router of its own; conversations come to them in turn."""
     accept_ms: float = Field(default=0.0, ge=0)
     """From a request's arrival to the router."""
     message_ms: float = Field(default=0.1, gt=0)

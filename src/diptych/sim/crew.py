@@ -1,12 +1,13 @@
 """The workers of a simulated cluster from life to life: made, heard of, dead, replaced, given other roles."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from diptych.core.ids import BlockId, RequestId, WorkerId
 from diptych.core.messages import HEARTBEAT_INTERVAL_S, PeerAddress, Role, WorkerExited
 from diptych.core.slo import Slo
+from diptych.kv.prefix_cache import HeldBlock
 from diptych.router.ports import PromptHasher
 from diptych.sim.clock import VirtualTime
 from diptych.sim.events import Event, EventKind, Observe
@@ -14,7 +15,8 @@ from diptych.sim.links import Links
 from diptych.sim.machine import Machine
 from diptych.sim.network import Network
 from diptych.sim.outcome import LoadSample
-from diptych.sim.plan import ClusterPlan, RandomFailures, WorkerGroup
+from diptych.sim.plan import ClusterPlan, Place, RandomFailures
+from diptych.sim.remains import Remains
 from diptych.sim.surroundings import BEGIN_S, ROUTER_ENDPOINT, Surroundings
 from diptych.sim.tier import SimulatedTier
 from diptych.sim.worker import SimulatedWorker
@@ -22,21 +24,22 @@ from diptych.sim.worker import SimulatedWorker
 REAP_S = 0.01
 """From a worker's death to the router's word of it."""
 FORGET_S = 1.0
-"""From there until nobody needs what it had read any more: all have heard of it."""
+"""From there, or from its successor's beginning, until nobody needs what it has left: all have heard of it."""
 
 
 class Crew:
-    """All workers. `on_exited` hears of deaths, as the router does from the launcher."""
+    """All workers of one router. `on_exited` hears of deaths, as the router does from the launcher."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  what a cluster is made of
         self,
         plan: ClusterPlan,
+        places: Sequence[Place],
         time: VirtualTime,
         network: Network,
         hasher: PromptHasher,
         answer_tokens: Mapping[RequestId, int],
     ) -> None:
-        """`answer_tokens`: how long each answer will be, which the model would decide as it goes on."""
+        """`places`: who there is. `answer_tokens`: how long each answer will be, which the model would decide."""
         self._plan = plan
         self._time = time
         self._network = network
@@ -44,21 +47,21 @@ class Crew:
         self._answer_tokens = answer_tokens
         self._slo = Slo(plan.router.slo_ttft_s, plan.router.slo_tpot_s)
         self.links = None if plan.link is None else Links(plan.link, time)
-        self._groups = plan.workers
-        self._machine_of = {worker_id: machine for worker_id, _, machine in plan.places}
+        self._groups = {worker_id: group for worker_id, group, _ in places}
+        self._machine_of = {worker_id: machine for worker_id, _, machine in places}
         names = dict.fromkeys(self._machine_of.values())
         self._machines = {name: Machine(name, plan.interference) for name in names}
         self._tiers = {name: SimulatedTier(plan.tier, time) for name in names} if plan.tier is not None else {}
-        self._read_by_dead: dict[tuple[PeerAddress, int], int] = {}
+        self._remains = Remains()
         self.observers: list[Observe] = []
         # Shared: a number is an object, and all workers' blocks are numbered alike.
         most_blocks = max((group.plan.num_blocks for group in plan.groups), default=0)
         self._block_ids = [BlockId(number) for number in range(most_blocks)]
-        self.workers = {worker_id: self._new_life(worker_id, group, 1) for worker_id, group in self._groups.items()}
+        self.workers = {worker_id: self._new_life(worker_id, 1) for worker_id in self._groups}
         """The newest life of each; some may be dead."""
 
-    def _new_life(self, worker_id: WorkerId, group: WorkerGroup, incarnation: int) -> SimulatedWorker:
-        machine = self._machine_of[worker_id]
+    def _new_life(self, worker_id: WorkerId, incarnation: int, held: Sequence[HeldBlock] = ()) -> SimulatedWorker:
+        machine, group = self._machine_of[worker_id], self._groups[worker_id]
         around = Surroundings(
             time=self._time,
             network=self._network,
@@ -71,12 +74,12 @@ class Crew:
             local_prefill_max_tokens=self._plan.router.local_prefill_max_tokens,
             merges_steps=self._plan.merges_steps,
             answer_tokens=self._answer_tokens,
-            read_by_dead=self._read_by_dead,
+            remains=self._remains,
             observers=self.observers,
         )
         address = PeerAddress(worker_id, f"sim://{worker_id}/{incarnation}", incarnation)
         block_ids = self._block_ids[: group.plan.num_blocks]
-        return SimulatedWorker(address, group.role, group.plan, block_ids, around)
+        return SimulatedWorker(address, group.role, group.plan, block_ids, around, held)
 
     def start(self, on_exited: Callable[[WorkerExited], None]) -> None:
         """Bring all workers up, and have happen to them what is planned."""
@@ -89,10 +92,12 @@ class Crew:
                 for worker_id in self.workers:
                     chance = random.Random(f"{self._plan.seed} {worker_id}")  # noqa: S311  no secret
                     self._await_failure(worker_id, failure, chance)
-            else:
+            elif failure.worker_id in self.workers:
                 fail = partial(self._fail, failure.worker_id, failure.down_s)
                 self._time.call_in(BEGIN_S + failure.at_s, fail)
         for flip in self._plan.flips:
+            if flip.worker_id not in self.workers:
+                continue
             self._time.call_in(BEGIN_S + flip.at_s, partial(self._flip, flip.worker_id, flip.role))
 
     def _bring_up(self, worker: SimulatedWorker) -> None:
@@ -116,24 +121,21 @@ class Crew:
         worker = self.workers[worker_id]
         if worker.is_dead:
             return
-        read = worker.die()
-        self._read_by_dead.update(read)
+        remains = worker.die()
+        self._remains.add(remains)
         self._tell("died", worker_id)
         incarnation = worker.address.incarnation
         exited = WorkerExited(
             worker_id=worker_id, incarnation=incarnation, exit_status=1, will_return=down_s is not None
         )
         self._time.call_in(REAP_S, lambda: self._on_exited(exited))
-        self._time.call_in(REAP_S + FORGET_S, partial(self._forget_read, list(read)))
+        self._time.call_in(REAP_S + FORGET_S + (down_s or 0.0), partial(self._remains.remove, remains))
         if down_s is not None:
             self._time.call_in(max(down_s, REAP_S), partial(self._revive, worker_id, incarnation + 1))
 
-    def _forget_read(self, keys: list[tuple[PeerAddress, int]]) -> None:
-        for key in keys:
-            self._read_by_dead.pop(key, None)
-
     def _revive(self, worker_id: WorkerId, incarnation: int) -> None:
-        worker = self.workers[worker_id] = self._new_life(worker_id, self._groups[worker_id], incarnation)
+        held = self.workers[worker_id].memory.cache.held()
+        worker = self.workers[worker_id] = self._new_life(worker_id, incarnation, held)
         self._bring_up(worker)
 
     def _flip(self, worker_id: WorkerId, role: Role) -> None:

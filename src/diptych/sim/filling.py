@@ -6,7 +6,7 @@ begin -> [Borrow ... Lent -> copy] -> [load from the tier below] -> Grant ... Fi
 from collections.abc import Callable, Mapping
 
 from diptych.core.events import Lifecycle
-from diptych.core.messages import Borrow, Grant, Lent, PeerAddress, Returned
+from diptych.core.messages import Borrow, Grant, Lent, PeerAddress, Returned, Submit
 from diptych.policy.promotion import is_worth_loading
 from diptych.sim.memory import SimulatedMemory
 from diptych.sim.plan import WorkerPlan
@@ -51,6 +51,7 @@ class Filling:
     def begin(self, sequence: SimulatedSequence) -> None:
         """Fill the blocks that a sequence has just got: from elsewhere as far as possible, then by reading."""
         if Lifecycle.RESERVED not in sequence.timeline:
+            self._memory.adopt(sequence, self._num_left_by_dead(sequence.submit))
             sequence.timeline[Lifecycle.RESERVED] = self._time.now_s()
             self._around.tell("reserved", sequence.request_id, self._address.worker_id)
             hashes, copy = self._memory.to_borrow(sequence), sequence.submit.copy
@@ -67,6 +68,15 @@ class Filling:
                 return
         self.load_or_read(sequence)
 
+    def _num_left_by_dead(self, submit: Submit) -> int:
+        """Return how many tokens of a request are in memory that a dead worker has left on this machine."""
+        former = submit.former
+        if former is None or not self._around.is_beside(former.worker_id):
+            return 0
+        num_tokens = self._around.remains.computed.get((former.worker_id, submit.request.request_id, former.attempt), 0)
+        is_own = former.worker_id == self._address.worker_id  # whose memory is used again: full blocks can be found
+        return num_tokens // self._memory.block_size * self._memory.block_size if is_own else num_tokens
+
     def on_borrow(self, borrow: Borrow) -> None:
         """Lend what is here of the blocks asked for."""
         block_ids = self._memory.lend(borrow)
@@ -77,7 +87,8 @@ class Filling:
         """Fetch what was lent, beside whatever else this worker does, then go on with the prompt."""
         num_copied = 0
         if lent.epoch in self._placed:
-            num_copied = max(len(lent.block_ids) - self._placed[lent.epoch].num_cached_blocks, 0)
+            num_here = self._placed[lent.epoch].num_computed // self._memory.block_size
+            num_copied = max(len(lent.block_ids) - num_here, 0)
         self._time.call_in(num_copied * self._plan.copy_block_s, lambda: self._on_copied(lent, num_copied))
 
     def _on_copied(self, lent: Lent, num_copied: int) -> None:
@@ -114,7 +125,8 @@ class Filling:
         self._steps.sync()
         if num_blocks:
             sequence.num_cached_blocks += num_blocks
-            self._memory.on_filled(sequence, sequence.num_cached_blocks * self._memory.block_size)
+            num_here = sequence.num_computed // self._memory.block_size
+            self._memory.on_filled(sequence, (num_here + num_blocks) * self._memory.block_size)
         if state is SequenceState.LOADING:
             sequence.num_loaded_tokens += num_blocks * self._memory.block_size
             self._read(sequence)
@@ -143,8 +155,7 @@ class Filling:
         sequence.state = SequenceState.PREFILLING
         since_s = sequence.request.arrived_s
         prompt = Prompt(since_s, sequence.num_prompt_tokens, sequence.num_computed, sequence, None)
-        self._steps.prompts.append(prompt)
-        self._steps.wake()
+        self._steps.add(prompt)
 
     def _grant(self, sequence: SimulatedSequence) -> Grant:
         request = sequence.request

@@ -4,12 +4,12 @@ As in a live owner a sequence has blocks for what is known of it and the next to
 Blocks of answers have no names, since a trace tells of prompts only; they are free at the end.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from diptych.core.control import EvictionName
 from diptych.core.ids import BlockHash, BlockId
 from diptych.core.messages import Borrow, PeerAddress
-from diptych.kv.prefix_cache import PrefixCache
+from diptych.kv.prefix_cache import HeldBlock, PrefixCache
 from diptych.policy.batching import MIN_CHUNK_TOKENS
 from diptych.policy.eviction import make_order
 from diptych.sim.sequence import SimulatedSequence
@@ -20,10 +20,16 @@ class SimulatedMemory:
     """Blocks of one worker; of none, if it has none."""
 
     def __init__(
-        self, address: PeerAddress, block_ids: Collection[BlockId], block_size: int, eviction: EvictionName
+        self,
+        address: PeerAddress,
+        block_ids: Collection[BlockId],
+        block_size: int,
+        eviction: EvictionName,
+        held: Sequence[HeldBlock] = (),
     ) -> None:
+        """`held`: what a former life of this worker had cached."""
         self.block_size = block_size
-        self.cache = PrefixCache(block_ids, order=make_order(eviction, len(block_ids)))
+        self.cache = PrefixCache(block_ids, held, make_order(eviction, len(block_ids)))
         self.log = CacheLog(address.worker_id, address.incarnation, self.cache)
         self._lent: dict[tuple[PeerAddress, int], list[BlockId]] = {}
 
@@ -73,7 +79,7 @@ class SimulatedMemory:
         if copy is None:
             return []
         hashes = sequence.hashes[: min(copy.num_blocks, self.most_reusable(sequence))]
-        return hashes if len(hashes) > sequence.num_cached_blocks else []
+        return hashes if len(hashes) * self.block_size > sequence.num_computed else []
 
     def lend(self, borrow: Borrow) -> list[BlockId]:
         """Keep as many of the blocks asked for as are here, until they are returned."""
@@ -98,6 +104,13 @@ class SimulatedMemory:
         for index in range(begin, min(end, len(hashes))):
             self.cache.insert(hashes[index], table[index], table[index - 1] if index else None)
         sequence.num_computed = num_tokens
+
+    def adopt(self, sequence: SimulatedSequence, num_tokens: int) -> None:
+        """Note that the first `num_tokens` of prompt and answer were taken over from a dead worker, if that is more."""
+        num_tokens = min(num_tokens, sequence.num_known_tokens - 1)  # as in a live worker, one token is computed
+        if num_tokens > sequence.num_computed:
+            self.on_filled(sequence, min(num_tokens, sequence.num_prompt_tokens))
+            sequence.num_computed = num_tokens
 
     def release(self, sequence: SimulatedSequence) -> None:
         """Take all blocks of a sequence back."""

@@ -1,6 +1,7 @@
 """How letters travel in a simulated cluster: all the same time, in order between each two."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from diptych.core.errors import PeerUnreachableError
@@ -33,8 +34,10 @@ class Network:
         """
         if endpoint not in self._receivers:
             raise PeerUnreachableError(f"nobody receives at {endpoint}")
-        receivers = self._receivers
-        self._time.timeout(self._latency_s).callbacks.append(lambda _event: receivers[endpoint](message))
+        self._time.call_in(self._latency_s, partial(self._deliver, endpoint, message))
+
+    def _deliver(self, endpoint: str, message: Message) -> None:
+        self._receivers[endpoint](message)
 
     def send_all(self, endpoint: str, messages: Sequence[Message]) -> None:
         """Deliver letters that are sent at one moment."""

@@ -29,6 +29,7 @@ from diptych.sim.answers import AnswerBatch
 from diptych.sim.filling import Filling
 from diptych.sim.memory import SimulatedMemory
 from diptych.sim.plan import WorkerPlan
+from diptych.sim.remains import Attempt
 from diptych.sim.report import WorkerReport
 from diptych.sim.run import Run
 from diptych.sim.sequence import Prompt, SimulatedSequence
@@ -95,9 +96,13 @@ class BlockOwner:
         """Whether its life is over."""
         return self._filling.is_dead
 
-    def die(self) -> None:
-        """Do nothing any more, whatever comes."""
+    def die(self) -> dict[Attempt, int]:
+        """Do nothing any more, whatever comes; return how much had been computed of each request."""
         self._filling.is_dead = True
+        return {
+            (self._address.worker_id, sequence.request_id, sequence.submit.attempt): sequence.num_computed_tokens
+            for sequence in self.placed.values()
+        }
 
     def _on_change(self) -> None:
         self.admit()
@@ -189,7 +194,7 @@ class BlockOwner:
             if sequence.state is SequenceState.COPYING and copy is not None and copy.source == gone:
                 self._filling.load_or_read(sequence)
             elif sequence.state is SequenceState.GRANTED and sequence.submit.prefill == gone:
-                num_read = self._around.read_by_dead.get((self._address, sequence.epoch), 0)
+                num_read = self._around.remains.read.get((self._address, sequence.epoch), 0)
                 if num_read > sequence.num_computed:
                     self._memory.on_filled(sequence, num_read)
                 self._on_grant_ended(sequence.epoch)

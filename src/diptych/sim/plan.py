@@ -58,6 +58,14 @@ class WorkerGroup(NamedTuple):
         return self.machines[index % len(self.machines)] if self.machines else ""
 
 
+class Place(NamedTuple):
+    """A worker, what it is like, and the machine that it is on; each unit has machines of its own."""
+
+    worker_id: WorkerId
+    group: WorkerGroup
+    machine: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class LinkPlan:
     """How KV travels between machines: each has one port, equally fast out and in, which its transfers share evenly."""
@@ -117,6 +125,9 @@ class ClusterPlan:
     """What is simulated."""
 
     groups: tuple[WorkerGroup, ...]
+    """Of each unit."""
+    num_units: int = 1
+    """Each has a router of its own; conversations come to them in turn."""
     block_size: int
     max_model_len: int
     max_tokens: int = 4096
@@ -147,13 +158,19 @@ class ClusterPlan:
         return {worker_id: group for worker_id, group, _ in self.places}
 
     @property
-    def places(self) -> list[tuple[WorkerId, WorkerGroup, str]]:
-        """All workers with their groups and machines; they are counted by role."""
-        places: list[tuple[WorkerId, WorkerGroup, str]] = []
+    def places(self) -> list[Place]:
+        """All workers, unit after unit."""
+        return [place for number in range(self.num_units) for place in self.places_of(number)]
+
+    def places_of(self, unit: int) -> list[Place]:
+        """Return the workers of a unit, which are counted by role from where the unit before has ended."""
+        places: list[Place] = []
         num_of_role = dict.fromkeys(Role, 0)
+        for group in self.groups:
+            num_of_role[group.role] += unit * group.num_workers
         for group in self.groups:
             for index in range(group.num_workers):
                 worker_id = WorkerId(f"{group.role}-{num_of_role[group.role]}")
                 num_of_role[group.role] += 1
-                places.append((worker_id, group, group.machine_of(index)))
+                places.append(Place(worker_id, group, group.machine_of(index)))
         return places

@@ -45,12 +45,20 @@ class OfferedRequest(NamedTuple):
 class NumberedPrompt(Sequence[int]):
     """A prompt as live code sees it: each token of a block is the block's number."""
 
-    __slots__ = ("_block_size", "_length", "block_numbers")
+    __slots__ = ("_block_size", "_hashes", "_length", "block_numbers")
 
     def __init__(self, offered: OfferedRequest, block_size: int) -> None:
         self.block_numbers = offered.block_numbers
         self._length = offered.num_prompt_tokens
         self._block_size = block_size
+        self._hashes: list[BlockHash] | None = None
+
+    @property
+    def hashes(self) -> list[BlockHash]:
+        """One name for each full block; router and worker both ask, and neither changes the list."""
+        if self._hashes is None:
+            self._hashes = _names(self.block_numbers[: self._length // self._block_size])
+        return self._hashes
 
     def __len__(self) -> int:
         return self._length
@@ -79,9 +87,13 @@ class NumberedBlocks:
 
     def hash_blocks(self, token_ids: Sequence[int]) -> list[BlockHash]:
         """Return one name for each full block."""
-        numbers = token_ids.block_numbers if isinstance(token_ids, NumberedPrompt) else token_ids[:: self.block_size]
-        num_full = len(token_ids) // self.block_size
-        return [BlockHash(((number + 1) * ODD & MASK).to_bytes(HASH_BYTES, "big")) for number in numbers[:num_full]]
+        if isinstance(token_ids, NumberedPrompt):
+            return token_ids.hashes
+        return _names(token_ids[:: self.block_size][: len(token_ids) // self.block_size])
+
+
+def _names(block_numbers: Sequence[int]) -> list[BlockHash]:
+    return [BlockHash(((number + 1) * ODD & MASK).to_bytes(HASH_BYTES, "big")) for number in block_numbers]
 
 
 def offered_by_trace(

@@ -8,6 +8,7 @@ the KV is.
 from diptych.core.messages import Filled, Grant, GrantEnded, PeerAddress, Revoke
 from diptych.core.request import SampledToken
 from diptych.sim.links import Transfer
+from diptych.sim.remains import Granted
 from diptych.sim.report import TOKEN_ID, WorkerReport
 from diptych.sim.run import Run
 from diptych.sim.sequence import Prompt
@@ -39,8 +40,7 @@ class PromptReader:
                 num_tokens = len(message.prompt_token_ids)
                 prompt = Prompt(message.arrived_s, num_tokens, message.num_cached_tokens, None, message)
                 prompt.num_sent = message.num_cached_tokens
-                self._steps.prompts.append(prompt)
-                self._steps.wake()
+                self._steps.add(prompt)
             case Revoke(decode=owner, epoch=epoch):
                 run = self._steps.run
                 self._drop(owner, epoch)
@@ -70,21 +70,17 @@ class PromptReader:
         for epoch in epochs | {epoch for peer, epoch in self._transfers if peer == owner}:
             self._drop(owner, epoch)
 
-    def die(self) -> dict[tuple[PeerAddress, int], int]:
+    def die(self) -> dict[Granted, int]:
         """End at once; return how far each granted prompt had been read into memory that outlives this worker."""
         self._is_dead = True
-        read: dict[tuple[PeerAddress, int], int] = {}
+        read: dict[Granted, int] = {}
         for prompt in self._steps.prompts:
             grant = prompt.granted
-            if grant is not None and self._is_beside(grant.decode):
+            if grant is not None and self._around.is_beside(grant.decode.worker_id):
                 read[grant.decode, grant.epoch] = min(prompt.num_read, prompt.num_tokens - 1)
         for owner, epoch in list(self._transfers):
             self._drop(owner, epoch)
         return read
-
-    def _is_beside(self, owner: PeerAddress) -> bool:
-        """Tell whether the owner's blocks are in this machine's memory, or as good as that."""
-        return self._around.links is None or self._around.machine_of[owner.worker_id] == self._around.machine.name
 
     def on_progress(self, prompt: Prompt, run: Run) -> None:
         """Go on after steps that have read a part of a prompt."""
@@ -112,7 +108,7 @@ class PromptReader:
             self._report.add_first(grant)
             self._report.send()
             self._around.tell("first_token", grant.request_id, self._address.worker_id)
-        if not self._is_beside(grant.decode):
+        if not self._around.is_beside(grant.decode.worker_id):
             self._send(prompt, grant, num_read, is_last=is_last)
         elif is_last:
             self._fill(prompt, grant)

@@ -44,6 +44,8 @@ class SimulatedSequence:
     """Tokens whose KV is in its blocks, as of its entry into `batch`."""
     batch: AnswerBatch | None = None
     step_joined: int = 0
+    lane: int = 0
+    """Of that batch, on a worker with several pipeline stages."""
     timeline: Timeline = field(default_factory=dict)
 
     @property

@@ -9,15 +9,18 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from diptych.core.cost_model import StepWork
-from diptych.policy.batching import plan_chunks, prefill_budget_tokens
 from diptych.sim.answers import AnswerBatch
+from diptych.sim.chunks import Chunk, choose_chunks
 from diptych.sim.clock import VirtualTime
 from diptych.sim.machine import Machine
+from diptych.sim.pipeline import Pipeline
 from diptych.sim.plan import WorkerPlan
-from diptych.sim.run import Run
+from diptych.sim.run import MOST_STEPS, Run
 from diptych.sim.sequence import Prompt, SimulatedSequence
 from diptych.worker.load import Speed
-from diptych.worker.pace import Pace, Unread
+from diptych.worker.pace import Pace
+
+NOTHING = StepWork()
 
 
 class Host(Protocol):
@@ -58,6 +61,7 @@ class Stepper:
         self._merges_prompts = merges_prompts
         self._merges_steps = merges_steps
         self._batch = batch
+        self._pipeline = Pipeline(plan.pipeline_stages) if plan.pipeline_stages > 1 else None
         self._run: Run | None = None
         self._version = 0
         """Of the moment at which the run is thought to end, or the next one to begin."""
@@ -104,6 +108,13 @@ class Stepper:
         elif run.num_steps > 1 and run.cut(self._time.now_s()):
             self._expect_end(run)
 
+    def add(self, prompt: Prompt) -> None:
+        """Read one more prompt, behind all others."""
+        self.prompts.append(prompt)
+        # Steps that are merged over a prompt are full of it: whoever stands behind it is not in them anyway.
+        if self._run is None or not self._run.chunks:
+            self.wake()
+
     def sync(self) -> None:
         """Count the steps of the running run that have ended: whoever looks now sees what has been computed."""
         run = self._run
@@ -130,6 +141,8 @@ class Stepper:
         run = self._plan_run(is_fickle=is_fickle)
         self._run = run
         if run is not None:
+            if self._pipeline is not None:
+                self._pipeline.before(run)
             self._expect_end(run)
         self._machine.on_change(self)
 
@@ -145,6 +158,8 @@ class Stepper:
 
     def _on_end(self, run: Run) -> None:
         changed = self._count(run, run.num_steps)
+        if self._pipeline is not None:
+            self._pipeline.after(run)
         self.busy_s += run.end_s() - run.begin_s
         self._run = None
         self._host.on_steps(run, changed)
@@ -153,69 +168,69 @@ class Stepper:
 
     def drop_prompts(self, is_dropped: Callable[[Prompt], bool]) -> None:
         """Forget prompts; a step that reads one of them now goes on to its end."""
+        if self._run is not None and any(is_dropped(prompt) for prompt, _ in self._run.chunks):
+            self.wake()
         self.prompts = deque(prompt for prompt in self.prompts if not is_dropped(prompt))
 
     # What is in a step
 
     def _plan_run(self, *, is_fickle: bool) -> Run | None:
         num_answers = len(self._batch)
-        chunks = self._chunks()
+        chunks = choose_chunks(self.prompts, self._batch, self._plan, self._pace)
         if self._plan.batching == "prefill-first" and chunks:
             num_answers = 0
         if not (num_answers or chunks):
             return None
-        answers, prompts = StepWork(), StepWork()
+        answers, prompts = NOTHING, NOTHING
         if num_answers:
             answers = StepWork.of_answers(num_answers, self._batch.num_context_tokens)
         for prompt, num_tokens in chunks:
             prompts = prompts.plus(num_tokens, prompt.num_read)
-        work = answers.joined(prompts) if chunks else answers
         factor = self._machine.factor(self, is_writing=num_answers > 0)
-        first_s = factor * self._round_s(work, is_piped=num_answers == 0) + self._plan.step_extra_s
-        shape = work.num_rows, work.num_tokens
-        extra_s = self._plan.batch_change_s if shape != self._last_shape else 0.0
-        self._last_shape = shape
-        stages = self._plan.pipeline_stages
+        step_s, growth_s, most_steps = self._times(answers, prompts)
+        if chunks:
+            num_tokens = chunks[0][1]
+            growth_s += num_tokens * (self._plan.costs.past_token_s + num_tokens * self._plan.costs.pair_s)
+        num_alike = self._num_alike(num_answers, chunks, is_fickle=is_fickle) if self._merges_steps else 1
         run = Run(
             begin_s=self._time.now_s(),
-            extra_s=extra_s,
-            first_s=first_s,
-            growth_s=factor * self._growth_s(num_answers, chunks),
-            num_steps=self._num_alike(num_answers, chunks, is_fickle=is_fickle) if self._merges_steps else 1,
+            extra_s=self._change_s(answers, prompts),
+            first_s=factor * step_s + self._plan.step_extra_s,
+            growth_s=factor * growth_s,
+            num_steps=min(num_alike, most_steps),
             chunks=chunks,
             num_answers=num_answers,
-            latency_s=(stages - 1) * first_s if num_answers == 0 else 0.0,
         )
         for prompt, _ in chunks:
             if prompt.started_s is None:
                 prompt.started_s = run.begin_s
         if self._speed is not None:
-            self._speed.on_step(prompts, answers, first_s + extra_s)
+            self._speed.on_step(prompts, answers, run.first_s + run.extra_s)
         return run
 
-    def _round_s(self, work: StepWork, *, is_piped: bool) -> float:
-        """Return how long a worker is busy with a step.
+    def _times(self, answers: StepWork, prompts: StepWork) -> tuple[float, float, int]:
+        """Return how long a step takes at the first stage, what further ones take longer, and for how many that holds.
 
-        With several pipeline stages, prompts follow each other through them, so the first stage's time counts. Answers
-        go around: each is in one of as many batches as there are stages, and all of these pass a stage before it can
-        have its next token.
+        Without what prompts add to that growth. Where answers go around the stages of a pipeline, a step is their whole
+        round, and each of their batches reads its share of the prompts.
         """
-        costs, stages = self._plan.costs, self._plan.pipeline_stages
-        if stages == 1 or is_piped:
-            return costs.work_s(work)
-        num_rows, num_tokens = -(-work.num_rows // stages), -(-work.num_tokens // stages)
-        part_s = costs.pass_s(num_tokens) + costs.row_s * num_rows
-        return stages * part_s + costs.past_token_s * work.num_past + costs.pair_s * work.num_pairs
+        costs, lanes = self._plan.costs, self._batch.lanes
+        if lanes is None or not answers.num_rows:
+            work = answers.joined(prompts) if prompts.num_rows else answers
+            return costs.work_s(work), answers.num_rows * (costs.past_token_s + costs.pair_s), MOST_STEPS
+        stages, slowest = self._plan.pipeline_stages, lanes.slowest(costs, prompts.num_tokens)
+        round_s = stages * slowest.part_s + costs.work_s(prompts._replace(num_tokens=0))
+        return round_s, stages * slowest.growth_s, int(min(slowest.num_rounds, MOST_STEPS))
 
-    def _growth_s(self, num_answers: int, chunks: Sequence[tuple[Prompt, int]]) -> float:
-        costs = self._plan.costs
-        growth_s = num_answers * (costs.past_token_s + costs.pair_s)
-        if chunks:
-            num_tokens = chunks[0][1]
-            growth_s += num_tokens * (costs.past_token_s + num_tokens * costs.pair_s)
-        return growth_s
+    def _change_s(self, answers: StepWork, prompts: StepWork) -> float:
+        """Return what a step takes longer for being of another shape than the one before."""
+        if not self._plan.batch_change_s:
+            return 0.0
+        shape = answers.num_rows + prompts.num_rows, answers.num_tokens + prompts.num_tokens
+        is_other, self._last_shape = shape != self._last_shape, shape
+        return self._plan.batch_change_s if is_other else 0.0
 
-    def _num_alike(self, num_answers: int, chunks: Sequence[tuple[Prompt, int]], *, is_fickle: bool) -> int:
+    def _num_alike(self, num_answers: int, chunks: Sequence[Chunk], *, is_fickle: bool) -> int:
         """Return how many steps from now on are as the next one, if nothing comes."""
         if chunks:
             prompt, num_tokens = chunks[0]
@@ -225,42 +240,3 @@ class Stepper:
                 return 1
             return min(num_alike, self._batch.steps_to_change()) if num_answers else num_alike
         return 1 if is_fickle else self._batch.steps_to_change()
-
-    def _chunks(self) -> list[tuple[Prompt, int]]:
-        """Return how many tokens of which prompts the next step reads."""
-        if not self.prompts:
-            return []
-        plan = self._plan
-        if plan.batching == "prefill-first":
-            return self._whole_prompts()
-        if self._pace is not None:
-            unread = [Unread(prompt.since_s, prompt.num_left, prompt.num_read) for prompt in self.prompts]
-            sizes = self._pace.chunks(list(self._batch.members.values()), unread)
-        else:
-            num_rows = len(self._batch)
-            budget = prefill_budget_tokens(num_rows, plan.chunk_tokens, plan.decode_chunk_tokens)
-            if num_rows:
-                budget *= plan.pipeline_stages  # of each of the batches that go around
-            # More prompts than tokens are never looked at: each takes one at least.
-            sizes = plan_chunks([prompt.num_left for prompt in self._first(budget)], budget)
-        return list(zip(self.prompts, sizes, strict=False))
-
-    def _first(self, budget_tokens: int) -> list[Prompt]:
-        """Return the prompts that a budget may reach: a queue may be much longer than that."""
-        reached: list[Prompt] = []
-        for prompt in self.prompts:
-            reached.append(prompt)
-            budget_tokens -= prompt.num_left
-            if budget_tokens <= 0:
-                break
-        return reached
-
-    def _whole_prompts(self) -> list[tuple[Prompt, int]]:
-        whole: list[tuple[Prompt, int]] = []
-        left = self._plan.chunk_tokens
-        for prompt in self.prompts:
-            if whole and prompt.num_left > left:
-                break
-            whole.append((prompt, prompt.num_left))
-            left -= prompt.num_left
-        return whole

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from diptych.core.ids import RequestId, WorkerId
-from diptych.core.messages import Grant, PeerAddress
+from diptych.core.messages import Grant
 from diptych.core.slo import Slo
 from diptych.router.ports import PromptHasher
 from diptych.sim.clock import VirtualTime
@@ -12,6 +12,7 @@ from diptych.sim.events import Event, EventKind, Observe
 from diptych.sim.links import Links
 from diptych.sim.machine import Machine
 from diptych.sim.network import Network
+from diptych.sim.remains import Remains
 from diptych.sim.run import Run
 from diptych.sim.tier import SimulatedTier
 
@@ -36,9 +37,13 @@ class Surroundings:
     merges_steps: bool
     answer_tokens: Mapping[RequestId, int]
     """How long each answer will be, which the model would decide as it goes on."""
-    read_by_dead: dict[tuple[PeerAddress, int], int] = field(default_factory=dict)
-    """How far workers that are dead had read prompts, by owner and epoch."""
+    remains: Remains = field(default_factory=Remains)
+    """Of all that have died of late."""
     observers: list[Observe] = field(default_factory=list)
+
+    def is_beside(self, worker_id: WorkerId) -> bool:
+        """Tell whether a worker's blocks are in this machine's memory, or as good as that."""
+        return self.links is None or self.machine_of[worker_id] == self.machine.name
 
     def now_s(self) -> float:
         """Return the time since requests began to come."""

@@ -24,11 +24,13 @@ from diptych.core.messages import (
     WorkerState,
     WorkerStatus,
 )
+from diptych.kv.prefix_cache import HeldBlock
 from diptych.sim.answers import AnswerBatch
 from diptych.sim.memory import SimulatedMemory
 from diptych.sim.owner import BlockOwner
 from diptych.sim.plan import WorkerPlan
 from diptych.sim.reader import PromptReader
+from diptych.sim.remains import Remains
 from diptych.sim.report import WorkerReport
 from diptych.sim.rules import Rules
 from diptych.sim.run import Run
@@ -44,17 +46,23 @@ __all__ = ["SimulatedWorker", "WorkerPlan"]
 class SimulatedWorker:
     """One life of a worker. `on_message` is given its letters; `start` sets it going, `die` ends it."""
 
-    def __init__(
-        self, address: PeerAddress, role: Role, plan: WorkerPlan, block_ids: Sequence[BlockId], around: Surroundings
+    def __init__(  # noqa: PLR0913, PLR0917  what it is, and what it finds
+        self,
+        address: PeerAddress,
+        role: Role,
+        plan: WorkerPlan,
+        block_ids: Sequence[BlockId],
+        around: Surroundings,
+        held: Sequence[HeldBlock] = (),
     ) -> None:
-        """`block_ids`: those that it owns."""
+        """`block_ids`: those that it owns. `held`: of these, what the life before had cached."""
         self.address = address
         self.role = role
         self.plan = plan
         self._around = around
         self._time = around.time
-        self.memory = SimulatedMemory(address, block_ids, around.hasher.block_size, plan.eviction)
-        self.batch = AnswerBatch(around.hasher.block_size)
+        self.memory = SimulatedMemory(address, block_ids, around.hasher.block_size, plan.eviction, held)
+        self.batch = AnswerBatch(around.hasher.block_size, plan.pipeline_stages)
         self.report = WorkerReport(address, self.memory, around)
         self._idle_state: tuple[Role, int, int] | None = None
         self._idle_beat: Heartbeat | None = None
@@ -94,15 +102,14 @@ class SimulatedWorker:
         self._around.network.connect(self.address.endpoint, self.on_message)
         self.send_heartbeat()
 
-    def die(self) -> dict[tuple[PeerAddress, int], int]:
-        """End at once; return how far it had read each prompt that others had granted it, by (owner, epoch)."""
+    def die(self) -> Remains:
+        """End at once; return what is left."""
         self.steps.stop()
         for sequence in list(self.batch.members.values()):
             self.report.add_tokens(sequence)
         self.report.send()  # what it had told before its end arrives
-        self.owner.die()
         self._around.network.silence(self.address.endpoint)
-        return self.reader.die()
+        return Remains(self.reader.die(), self.owner.die())
 
     @property
     def is_dead(self) -> bool:
@@ -189,8 +196,7 @@ class SimulatedWorker:
 
     def _status(self) -> WorkerStatus:
         cache = self.memory.cache
-        unread = [(prompt.num_left, prompt.num_read) for prompt in self.steps.prompts]
-        unread += [(one.num_prompt_tokens, 0) for one in self.owner.waiting if one.submit.prefill is None]
+        num_unread_tokens, num_unread_pairs = self._unread()
         return WorkerStatus(
             state=WorkerState.READY,
             pid=0,
@@ -201,8 +207,8 @@ class SimulatedWorker:
             num_cached_blocks=cache.num_cached_blocks,
             num_running=len(self.owner.placed),
             num_waiting=len(self.owner.waiting),
-            queued_prefill_tokens=sum(num_left for num_left, _ in unread),
-            queued_prefill_pairs=sum(count_pairs(num_left, num_past) for num_left, num_past in unread),
+            queued_prefill_tokens=num_unread_tokens,
+            queued_prefill_pairs=num_unread_pairs,
             prefill_tokens_per_s=self.speed.prefill_tokens_per_s,
             decode_step_s=self.speed.decode_step_s,
             memory_bytes=0,
@@ -214,3 +220,15 @@ class SimulatedWorker:
             copy_block_s=self.plan.copy_block_s,
             cache_sequence=self.memory.log.sequence,
         )
+
+    def _unread(self) -> tuple[int, int]:
+        """Return how many tokens, and pairs of them, are to be read here, of prompts without blocks, too."""
+        num_tokens = num_pairs = 0
+        for prompt in self.steps.prompts:
+            num_tokens += prompt.num_left
+            num_pairs += count_pairs(prompt.num_left, prompt.num_read)
+        for sequence in self.owner.waiting:
+            if sequence.submit.prefill is None:
+                num_tokens += sequence.num_prompt_tokens
+                num_pairs += count_pairs(sequence.num_prompt_tokens, 0)
+        return num_tokens, num_pairs

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 from tests.policy.loads import BLOCK_SIZE, idle, reading, writing
 from tests.policy.routing.test_policies import DECODE, OTHER, PREFILL, RULES, choose
 
@@ -43,7 +44,7 @@ def test_nothing_is_copied_that_is_not_much_longer(name: RoutingName) -> None:
 
 @pytest.mark.parametrize("name", COPYING)
 def test_nothing_is_copied_where_computing_is_sooner(name: RoutingName) -> None:
-    slow = replace(OTHER, copy_block_s=0.05)
+    slow = structs.replace(OTHER, copy_block_s=0.05)
     assert choose(name, loaded_holder(), slow, PREFILL, cached=HOT).copy is None
 
 
@@ -58,7 +59,7 @@ def test_copies_beside_answers_take_longer(name: RoutingName) -> None:
 
 @pytest.mark.parametrize("name", COPYING)
 def test_whoever_is_not_accepting_lends_nothing(name: RoutingName) -> None:
-    route = choose(name, replace(DECODE, is_accepting=False), OTHER, cached=HOT)
+    route = choose(name, structs.replace(DECODE, is_accepting=False), OTHER, cached=HOT)
     assert (route.pair.owner, route.copy) == ("decode-1", None)
 
 

@@ -5,10 +5,11 @@ With many workers a policy that predicts would take long: it looks closely at a 
 
 from collections.abc import Collection, Sequence
 from heapq import nsmallest
+from operator import attrgetter
 
 from diptych.core.ids import NodeId, WorkerId
 from diptych.core.messages import Role
-from diptych.policy.pairing import CHUNK_TOKENS, Reader, WorkerLoad, predict_pair
+from diptych.policy.pairing import CHUNK_TOKENS, Pair, Reader, WorkerLoad, predict_pair
 from diptych.policy.routing.question import Question, Route, Rules
 
 MOST_MATCHED = 6
@@ -69,17 +70,30 @@ def few_shortest(readers: Sequence[WorkerLoad]) -> Sequence[WorkerLoad]:
     """Return a few readers of each machine with the shortest queues in seconds, answers of their own not counted."""
     if len(readers) <= MOST_READERS:
         return readers
+    nodes = {load.node for load in readers}
+    idle = [load for load in readers if not (load.num_queued_tokens or load.num_queued_pairs)]
+    if len(idle) >= MOST_READERS and len(nodes) == 1:  # nobody's queue is shorter
+        return nsmallest(MOST_READERS, idle, key=attrgetter("worker_id"))
     # Most workers share one cost model.
     models = {id(load.costs): load.costs for load in readers}
     token_s = {key: costs.prefill_s(CHUNK_TOKENS, 0, CHUNK_TOKENS) / CHUNK_TOKENS for key, costs in models.items()}
     # Tuples are compared faster than a key is asked for; two workers never have one id.
-    queues: dict[NodeId, list[tuple[float, WorkerId, int]]] = {}
-    for index, load in enumerate(readers):
-        queue_s = (
-            load.num_queued_tokens * token_s[id(load.costs)] + load.num_queued_pairs * load.costs.pair_s
-        ) * load.cost_scale
-        queues.setdefault(load.node, []).append((queue_s, load.worker_id, index))
-    return [readers[index] for near in queues.values() for _, _, index in nsmallest(MOST_READERS, near)]
+    queues = [
+        (
+            (load.num_queued_tokens * token_s[id(load.costs)] + load.num_queued_pairs * load.costs.pair_s)
+            * load.cost_scale,
+            load.worker_id,
+            index,
+        )
+        for index, load in enumerate(readers)
+    ]
+    near: dict[NodeId, list[tuple[float, WorkerId, int]]] = {}
+    if len(nodes) == 1:
+        near[readers[0].node] = queues
+    else:
+        for load, queue in zip(readers, queues, strict=True):
+            near.setdefault(load.node, []).append(queue)
+    return [readers[index] for own in near.values() for _, _, index in nsmallest(MOST_READERS, own)]
 
 
 def soonest_reader(
@@ -123,7 +137,12 @@ def busy(load: WorkerLoad) -> tuple[int, int, WorkerId]:
 
 
 def route(owner: WorkerLoad, reader: WorkerLoad, question: Question, rules: Rules) -> Route:
-    """Return the answer of a policy that copies nothing, with a forecast."""
+    """Return the answer of a policy that copies nothing and predicts nothing of the two together."""
     cached, answer = question.num_cached(owner.worker_id), question.num_answer_tokens
     own = as_reader(reader, question, rules)
-    return Route(predict_pair(owner, own, question.num_prompt_tokens, cached, rules.slo, answer))
+
+    def predict() -> Pair:
+        return predict_pair(owner, own, question.num_prompt_tokens, cached, rules.slo, answer)
+
+    reading = own.plan(owner, question.num_prompt_tokens, cached)
+    return Route(owner.worker_id, reader.worker_id, reading, predict)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from operator import attrgetter
 
 from diptych.policy.pairing import WorkerLoad
 from diptych.policy.routing.candidates import (
     able_owners,
     able_readers,
+    is_full,
     route,
     shortest_queues,
     soonest_reader,
@@ -45,15 +47,13 @@ def overlap_load(
     owners = able_owners(question, loads, rules)
     if not owners:
         return None
-    news = new_blocks(owners, question, rules)
-    priced = [
-        (load, cost(load, num_new, rules))
-        for load, num_new in zip(owners, news, strict=True)
-        if load.num_used_blocks + num_new <= load.num_blocks
-    ]
-    if not priced:  # all are full
-        priced = [(load, cost(load, num_new, rules)) for load, num_new in zip(owners, news, strict=True)]
-    owner = choose_owner([load for load, _ in priced], [price for _, price in priced], rules.temperature, chance)
+    costs = costs_of(owners, new_blocks(owners, question, rules), rules)
+    owner = _cheapest(owners, costs)
+    if rules.temperature > 0 or is_full(owner, question, rules):
+        has_room = [not is_full(load, question, rules) for load in owners]
+        if any(has_room):
+            owners, costs = list(compress(owners, has_room)), list(compress(costs, has_room))
+        owner = choose_owner(owners, costs, rules.temperature, chance)
     queues = shortest_queues(able_readers(loads), question, rules)
     reader = soonest_reader(owner, question.num_cached(owner.worker_id), queues, question, rules)
     return route(owner, reader.load, question, rules)
@@ -70,14 +70,18 @@ def new_blocks(owners: Sequence[WorkerLoad], question: Question, rules: Rules) -
     ]
 
 
-def cost(load: WorkerLoad, num_new_blocks: int, rules: Rules, weights: Weights = DEFAULT_WEIGHTS) -> float:
-    """Return what placing a request on `load` costs, of which it has to compute so many blocks."""
-    return (
-        num_new_blocks
-        - (-load.num_queued_tokens // rules.block_size)
-        + weights.used_block * load.num_used_blocks
-        + weights.sequence * (load.num_answers + load.num_unread)
-    )
+def costs_of(
+    owners: Sequence[WorkerLoad], news: Sequence[int], rules: Rules, weights: Weights = DEFAULT_WEIGHTS
+) -> list[float]:
+    """Return what placing a request on each owner costs, which has to compute so many blocks of it (`news`)."""
+    block_size, used_block, sequence = rules.block_size, weights.used_block, weights.sequence
+    return [
+        num_new
+        - (-load.num_queued_tokens // block_size)
+        + used_block * load.num_used_blocks
+        + sequence * (load.num_answers + load.num_unread)
+        for load, num_new in zip(owners, news, strict=True)
+    ]
 
 
 def choose_owner(loads: Sequence[WorkerLoad], costs: Sequence[float], temperature: float, chance: Chance) -> WorkerLoad:
@@ -86,8 +90,7 @@ def choose_owner(loads: Sequence[WorkerLoad], costs: Sequence[float], temperatur
     At a temperature of 1 the dearest is drawn 1/e times as often as the cheapest.
     """
     if temperature <= 0:
-        cheapest = min(costs)
-        return min((load for load, price in zip(loads, costs, strict=True) if price == cheapest), key=_id_of)
+        return _cheapest(loads, costs)
     by_cost = zip(costs, loads, strict=True)
     ordered = sorted(by_cost, key=lambda one: one[1].worker_id)  # the same draw whatever the order of the snapshots
     least, most = min(costs), max(costs)
@@ -99,3 +102,8 @@ def choose_owner(loads: Sequence[WorkerLoad], costs: Sequence[float], temperatur
         if point < 0:
             return load
     return ordered[-1][1]
+
+
+def _cheapest(loads: Sequence[WorkerLoad], costs: Sequence[float]) -> WorkerLoad:
+    least = min(costs)
+    return min((load for load, price in zip(loads, costs, strict=True) if price == least), key=_id_of)

@@ -30,21 +30,21 @@ def predicted(question: Question, loads: Sequence[WorkerLoad], rules: Rules, tur
         return None
     holders = best_holders(question, loads)
     if not holders:
-        return Route(pair)
+        return Route.of(pair)
     by_id = {load.worker_id: load for load in loads if load.worker_id in {pair.owner, pair.reader}}
     owner, answer = by_id[pair.owner], question.num_answer_tokens
     holder = holder_for(owner, holders)
     if holder is None:
-        return Route(pair)
+        return Route.of(pair)
     copy = plan_copy(owner, holder, question, rules)
     if copy is None:
-        return Route(pair)
+        return Route.of(pair)
     reader = as_reader(by_id[pair.reader], question, rules)
     cached = question.num_cached(holder)
     after_copy = delayed(
         predict_pair(owner, reader, question.num_prompt_tokens, cached, rules.slo, answer), copy.copy_s
     )
-    return Route(after_copy, copy) if after_copy.ttft_s < pair.ttft_s else Route(pair)
+    return Route.of(after_copy, copy) if after_copy.ttft_s < pair.ttft_s else Route.of(pair)
 
 
 def _looked_at(question: Question, loads: Sequence[WorkerLoad], rules: Rules) -> Sequence[WorkerLoad]:

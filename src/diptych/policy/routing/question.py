@@ -1,11 +1,12 @@
 """What a routing policy is asked, and what it answers."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from diptych.core.ids import WorkerId
 from diptych.core.slo import Slo
+from diptych.policy.nodes import Reading
 from diptych.policy.pairing import Pair, WorkerLoad
 
 
@@ -50,12 +51,28 @@ class Copy(NamedTuple):
     """Predicted."""
 
 
-class Route(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Route:
     """Where a request goes."""
 
-    pair: Pair
-    """Owner, reader, and what is predicted of them."""
+    owner: WorkerId
+    reader: WorkerId
+    """May be the owner."""
+    reading: Reading
+    """What the reader does."""
+    predict: Callable[[], Pair] = field(compare=False)
+    """Says what is predicted of the two; only admission by forecast asks."""
     copy: Copy | None = None
+
+    @classmethod
+    def of(cls, pair: Pair, copy: Copy | None = None) -> "Route":
+        """Return the route by a pair that was chosen for what is predicted of it."""
+        return cls(pair.owner, pair.reader, pair.reading, lambda: pair, copy)
+
+    @property
+    def pair(self) -> Pair:
+        """Owner, reader, and what is predicted of them."""
+        return self.predict()
 
 
 class Chance(Protocol):

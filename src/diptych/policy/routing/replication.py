@@ -37,14 +37,14 @@ def routes_with(
 ) -> Iterator[Route]:
     """Yield the routes to an owner: by what it has cached, and after a copy from a holder if that has much more."""
     cached = question.num_cached(owner.worker_id)
-    yield Route(_predict(owner, queues, cached, question, rules))
+    yield Route.of(_predict(owner, queues, cached, question, rules))
     holder = holder_for(owner, holders)
     if holder is None:
         return
     copy = plan_copy(owner, holder, question, rules)
     if copy is not None:
         pair = _predict(owner, queues, question.num_cached(holder), question, rules)
-        yield Route(delayed(pair, copy.copy_s), copy)
+        yield Route.of(delayed(pair, copy.copy_s), copy)
 
 
 def plan_copy(owner: WorkerLoad, holder: WorkerId, question: Question, rules: Rules) -> Copy | None:
