@@ -43,8 +43,8 @@ def _program(name: str) -> str:
 class Program:
     """One of Mooncake's programs."""
 
-    def __init__(self, name: str, *arguments: str) -> None:
-        environment = os.environ | {"MC_LOG_LEVEL": "ERROR", "MC_TCP_BIND_ADDRESS": HOST, "GLOG_minloglevel": "3"}
+    def __init__(self, name: str, host: str, *arguments: str) -> None:
+        environment = os.environ | {"MC_LOG_LEVEL": "ERROR", "MC_TCP_BIND_ADDRESS": host}
         self.process = subprocess.Popen(
             [_program(name), *arguments],
             stdin=subprocess.DEVNULL,
@@ -71,8 +71,9 @@ class Program:
 class MooncakeStore:
     """A master, and who gives it memory. Everything may be killed and started again."""
 
-    def __init__(self, *, has_master: bool = True, master_flags: Sequence[str] = ()) -> None:
-        self.port = free_port()
+    def __init__(self, host: str = HOST, *, has_master: bool = True, master_flags: Sequence[str] = ()) -> None:
+        """`host`: an address of this machine that all who use the store reach."""
+        self.host, self.port = host, free_port()
         self._flags = master_flags
         self.master: Program | None = None
         self.machines: list[Program] = []
@@ -82,7 +83,7 @@ class MooncakeStore:
     @property
     def address(self) -> str:
         """HOST:PORT of the master."""
-        return f"{HOST}:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -93,10 +94,11 @@ class MooncakeStore:
         """Start one, and wait until it listens. It remembers nothing of one before it."""
         self.master = Program(
             "mooncake_master",
+            self.host,
             f"--rpc_port={self.port}",
-            f"--rpc_address={HOST}",
+            f"--rpc_address={self.host}",
             f"--metrics_port={free_port()}",
-            f"--metrics_host={HOST}",
+            f"--metrics_host={self.host}",
             "--enable_metric_reporting=false",
             f"--client_ttl={CLIENT_TTL_S}",
             "--default_kv_lease_ttl=500",
@@ -106,7 +108,7 @@ class MooncakeStore:
 
     def _is_listening(self) -> bool:
         try:
-            socket.create_connection((HOST, self.port), 1).close()
+            socket.create_connection((self.host, self.port), 1).close()
         except OSError:
             return False
         return True
@@ -115,7 +117,8 @@ class MooncakeStore:
         """Start one that gives the store memory; that it has is seen by what can be stored."""
         machine = Program(
             "mooncake_client",
-            f"--host={HOST}",
+            self.host,
+            f"--host={self.host}",
             f"--port={free_port()}",
             "--metadata_server=P2PHANDSHAKE",
             f"--master_server_address={self.address}",
@@ -139,10 +142,15 @@ class MooncakeStore:
 
 @contextlib.contextmanager
 def mooncake_store(
-    num_machines: int = 1, *, memory: str = "64MB", has_master: bool = True, master_flags: Sequence[str] = ()
+    num_machines: int = 1,
+    host: str = HOST,
+    *,
+    memory: str = "64MB",
+    has_master: bool = True,
+    master_flags: Sequence[str] = (),
 ) -> Iterator[MooncakeStore]:
     """Run a store for as long as the block lasts."""
-    with contextlib.closing(MooncakeStore(has_master=has_master, master_flags=master_flags)) as store:
+    with contextlib.closing(MooncakeStore(host, has_master=has_master, master_flags=master_flags)) as store:
         for _ in range(num_machines):
             store.add_machine(memory)
         yield store
