@@ -784,7 +784,7 @@ class RoleCluster:
                 cache.check_invariants()
                 assert cache.num_available_blocks == cache.num_blocks, "a block is still held"
                 assert worker.decode.loans.num_blocks == 0
-                assert worker.decode.roster.far.num_kept_blocks == 0
+                assert worker.decode.roster.grants.far.num_kept_blocks == 0
             if worker.far_blocks is not None:
                 cache = worker.far_blocks.cache
                 cache.check_invariants()

@@ -192,7 +192,7 @@ def test_an_abort_frees_blocks_only_when_nothing_moves_into_them() -> None:
     cluster.deliver("router", "decode-0")
     decode = cluster.workers["decode-0"].decode
 
-    assert decode.roster.far.num_kept_blocks == 7
+    assert decode.roster.grants.far.num_kept_blocks == 7
     assert decode.blocks.cache.num_available_blocks == decode.blocks.cache.num_blocks - 7
     cluster.transfer()
     assert decode.blocks.cache.num_available_blocks == decode.blocks.cache.num_blocks
@@ -227,7 +227,7 @@ def test_a_reader_that_is_gone_costs_nothing_but_time(is_moving: bool) -> None:
     cluster.deliver("router", "decode-0")
     decode = cluster.workers["decode-0"].decode
 
-    assert decode.roster.far.num_kept_blocks == (7 if is_moving else 0), "its sequence has got others"
+    assert decode.roster.grants.far.num_kept_blocks == (7 if is_moving else 0), "its sequence has got others"
     finish(cluster)
     assert heard.answer == greedy(heard)
 
@@ -332,6 +332,6 @@ def test_filled_is_not_believed_while_something_moves() -> None:
         first_token_s=2.0,
     )
     worker.receive(filled)
-    assert worker.decode.roster.far.num_kept_blocks == 7
+    assert worker.decode.roster.grants.far.num_kept_blocks == 7
     finish(cluster)
     assert heard.answer == greedy(heard)

@@ -82,7 +82,7 @@ def test_a_grant_that_its_writer_has_is_left_with_it(phase: str) -> None:
         assert cluster.letters.queues["decode-0", "prefill-0"], "nobody has asked"
         cluster.deliver_all()
     assert not cluster.unheard
-    assert cluster.workers["decode-0"].decode.roster.granted(sequence.epoch) is not None
+    assert cluster.workers["decode-0"].decode.roster.grants.get(sequence.epoch) is not None
     finish(cluster)
     assert heard.answer == greedy(heard)
 

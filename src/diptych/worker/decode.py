@@ -168,10 +168,10 @@ class DecodeRole:
             case Filled():
                 self._on_filled(message)
             case GrantHeld(epoch=epoch):
-                self.roster.on_held(epoch)
+                self.roster.grants.on_held(epoch)
             case Pushed(epoch=epoch, num_tokens=num_tokens):
-                self.roster.on_held(epoch)
-                handoff = self.roster.granted(epoch)
+                self.roster.grants.on_held(epoch)
+                handoff = self.roster.grants.get(epoch)
                 if handoff is not None and handoff.abandoned_blocks is None:
                     self.blocks.on_arrived(handoff.sequence, num_tokens)
             case GrantEnded(epoch=epoch, reason=reason):
@@ -185,7 +185,7 @@ class DecodeRole:
             log.info("nobody waits for what was filled under epoch %d", message.epoch)
             return
         sequence = handoff.sequence
-        if self.roster.far.is_far(handoff.writer):
+        if self.roster.grants.far.is_far(handoff.writer):
             self.blocks.on_arrived(sequence, sequence.num_prompt_tokens)
         self.blocks.on_computed([(sequence, sequence.num_remaining_prompt_tokens)])
         sequence.state = SequenceState.DECODING
@@ -200,13 +200,13 @@ class DecodeRole:
 
         Those of other machines cannot write here: who of them does not answer is not waited for.
         """
-        mute = self.roster.ask_after_grants()
+        mute = self.roster.grants.ask_after()
         for silent in mute:
-            if self.roster.far.is_far(silent.writer):
+            if self.roster.grants.far.is_far(silent.writer):
                 handoff = self.roster.settle(silent.epoch)
                 if handoff is not None:
                     self._read_here(handoff, f"{silent.writer.worker_id} does not answer")
-        return {silent.writer for silent in mute if not self.roster.far.is_far(silent.writer)}
+        return {silent.writer for silent in mute if not self.roster.grants.far.is_far(silent.writer)}
 
     def _read_here(self, handoff: Handoff, reason: str) -> None:
         """Go on without the writer."""

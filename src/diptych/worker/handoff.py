@@ -38,6 +38,8 @@ class Handoff:
     """When its writer was asked; None: no answer is due."""
     abandoned_blocks: list[BlockId] | None = None
     """Blocks to free when the writer is done; None as long as the sequence wants them."""
+    is_quiet: bool = False
+    """Whether nothing moves into its blocks any more; known when it is closed."""
 
 
 class Handoffs:

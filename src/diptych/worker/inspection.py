@@ -313,14 +313,14 @@ class Inspector:
     def _find_writers_fault(self, message: Filled | Pushed) -> str | None:
         if self._decode is None:
             return "this worker grants no blocks"
-        handoff = self._decode.roster.granted(message.epoch)
+        handoff = self._decode.roster.grants.get(message.epoch)
         if handoff is None:
             return None  # an answer to an older grant, which is nobody's any more
         if handoff.sequence.request_id != message.request_id:
             return f"epoch {message.epoch} is that of another request than {message.request_id}"
         if isinstance(message, Filled):
             return self._find_first_tokens_fault(message, handoff)
-        return self._find_pushed_fault(message, handoff, is_far=self._decode.roster.far.is_far(handoff.writer))
+        return self._find_pushed_fault(message, handoff, is_far=self._decode.roster.grants.far.is_far(handoff.writer))
 
     def _find_pushed_fault(self, message: Pushed, handoff: Handoff, *, is_far: bool) -> str | None:
         if not is_far:

@@ -7,25 +7,23 @@ First come, first served. When blocks run out, the last to arrive loses its own 
 Only who asks for a grammar compiles, and nobody waits for that but he.
 """
 
-import logging
 from collections import deque
 from concurrent.futures import Future
 
 from diptych.core.clock import Clock
 from diptych.core.control import WorkerOrder
 from diptych.core.cost_model import count_pairs
-from diptych.core.errors import GrammarError, PeerUnreachableError
+from diptych.core.errors import GrammarError
 from diptych.core.events import Lifecycle
 from diptych.core.ids import RequestId, RouterId, WorkerId
-from diptych.core.messages import Grant, Message, PeerAddress, Remind, Revoke
 from diptych.models.grammar_guide import GrammarGuide
 from diptych.policy.batching import choose_victim
 from diptych.transfer.receiver import Receiver
 from diptych.wire.mailbox import Outbox
 from diptych.worker.cache_use import CacheUse
 from diptych.worker.copies import Copies
-from diptych.worker.far_writers import FarWriters
-from diptych.worker.handoff import Handoff, Handoffs
+from diptych.worker.grants import Grants
+from diptych.worker.handoff import Handoff
 from diptych.worker.load import Load
 from diptych.worker.pace import Pace
 from diptych.worker.promotion import Promotions
@@ -35,7 +33,6 @@ from diptych.worker.sequence_blocks import SequenceBlocks
 MAX_WAITING_PER_PLACE = 16
 WRITTEN_BY_OTHERS = frozenset({SequenceState.GRANTED, SequenceState.LOADING})
 """Their blocks cannot be taken at once."""
-log = logging.getLogger(__name__)
 
 
 class Roster:
@@ -56,17 +53,13 @@ class Roster:
         self._order = order
         self._blocks = blocks
         self._copies = copies
-        self._outbox = outbox
         self._clock = clock
         self._pace = pace
         self._promotions = promotions
-        self._address = order.address
         self.cache_use = CacheUse()
-        self._handoffs = Handoffs()
-        self.far = FarWriters(order.node, blocks.cache, receiver)
+        self.grants = Grants(order, blocks, outbox, clock, receiver)
         self._by_id: dict[RequestId, list[Sequence]] = {}
         self._compiling: dict[Sequence, Future[GrammarGuide]] = {}
-        self._gone: dict[WorkerId, int] = {}
         self.waiting: deque[Sequence] = deque()
         """Without blocks, in order of arrival."""
         self.placed: list[Sequence] = []
@@ -176,7 +169,7 @@ class Roster:
                 self.waiting.remove(sequence)
                 return
             case SequenceState.GRANTED:
-                self._abandon(sequence)
+                self.grants.abandon(sequence)
             case SequenceState.LOADING:
                 assert self._promotions is not None
                 self._promotions.abandon(sequence)
@@ -194,7 +187,7 @@ class Roster:
     def admit(self) -> None:
         """Give blocks to waiting sequences, as far as there are any; go on with those that have been loaded."""
         self._take_promoted()
-        self.far.free_quiet()
+        self.grants.far.free_quiet()
         while self.waiting:
             sequence = self.waiting[0]
             num_taken = sum(placed.num_places for placed in self.placed)
@@ -280,7 +273,7 @@ class Roster:
             self.cache_use.num_computed_tokens += max(sequence.num_remaining_prompt_tokens, 0)
         if sequence.num_remaining_prompt_tokens <= 0:  # preempted, and its whole prompt is still cached
             sequence.state = SequenceState.DECODING
-        elif not self._try_grant(sequence):
+        elif not self.grants.try_open(sequence):
             sequence.state = SequenceState.PREFILLING
 
     def grow(self) -> list[Sequence]:
@@ -303,118 +296,27 @@ class Roster:
 
     # Grants
 
-    def _try_grant(self, sequence: Sequence) -> bool:
-        """Have the prompt read by the prefill worker; False if it is better, or only possible, to read it here."""
-        writer = sequence.prefill
-        if writer is None or sequence.num_remaining_prompt_tokens <= self._order.local_prefill_max_tokens:
-            return False
-        if self._gone.get(writer.worker_id, -1) >= writer.incarnation:
-            return False
-        is_far = self.far.is_far(writer)
-        if is_far and self.far.endpoint is None:
-            return False
-        guide, choices = sequence.chooser.guide, sequence.choices_to_begin
-        grant = Grant(
-            request_id=sequence.request_id,
-            attempt=sequence.attempt,
-            epoch=sequence.epoch,
-            decode=self._address,
-            prompt_token_ids=sequence.request.prompt_token_ids,
-            num_cached_tokens=sequence.num_computed_tokens,
-            num_loaded_tokens=sequence.num_loaded_tokens,
-            block_table=list(sequence.block_table),
-            shared_epochs=list(sequence.shared_epochs),
-            block_hashes=sequence.block_hashes[: sequence.num_prompt_tokens // self._blocks.block_size],
-            sampling=sequence.request.sampling,
-            choices=choices,
-            first_token_mask=None if guide is None or not choices else guide.mask().tobytes(),
-            arrived_s=sequence.request.arrived_s,
-            deadline_s=sequence.request.deadline_s,
-            router=sequence.router,
-            transfer=self.far.endpoint if is_far else None,
-        )
-        sent_s = self._clock.now_s()  # before: the prefill worker may have begun when `send` returns
-        if is_far:
-            self.far.open(sequence, writer, self._blocks.block_size)
-        try:
-            self._outbox.send(writer.endpoint, grant)
-        except PeerUnreachableError:
-            self.far.close(sequence.epoch, writer)
-            return False
-        self._handoffs.open(sequence, writer, sent_s)
-        sequence.state = SequenceState.GRANTED
-        sequence.note_first(Lifecycle.GRANTED, sent_s)
-        return True
-
-    def _abandon(self, sequence: Sequence) -> None:
-        """Let go of a sequence whose blocks its writer has; they are free as soon as that is safe."""
-        handoff = self._handoffs.abandon(sequence)
-        revoke = Revoke(request_id=handoff.sequence.request_id, epoch=handoff.epoch, decode=self._address)
-        self._tell_writer(handoff.writer, revoke)
-        if self.far.is_far(handoff.writer):
-            self.settle(handoff.epoch)
-
-    def _tell_writer(self, writer: PeerAddress, message: Message) -> None:
-        try:
-            self._outbox.send(writer.endpoint, message)
-        except PeerUnreachableError:
-            log.warning("%s does not read its messages; blocks wait until it is gone", writer.worker_id)
-
-    def ask_after_grants(self) -> list[Handoff]:
-        """Ask for grants of which nothing has been heard for long; return those whose writers do not even answer.
-
-        Of a writer on this machine only its death makes the blocks safe.
-        """
-        to_ask, mute = self._handoffs.take_unheard(self._clock.now_s(), self._order.grant_timeout_s)
-        for handoff in to_ask:
-            request_id, epoch = handoff.sequence.request_id, handoff.epoch
-            self._tell_writer(handoff.writer, Remind(request_id=request_id, epoch=epoch, decode=self._address))
-        return mute
-
-    def on_held(self, epoch: int) -> None:
-        """Take note that a writer has its grant."""
-        self._handoffs.on_held(epoch, self._clock.now_s())
-
-    def granted(self, epoch: int) -> Handoff | None:
-        """Return what is granted under `epoch` and has not been answered; None: nothing."""
-        return self._handoffs.get(epoch)
-
     def settle(self, epoch: int) -> Handoff | None:
         """Take back what was granted under `epoch`: its writer is done. None if nobody waits for that any more.
 
         The sequence, if it still wants its blocks, is this worker's to continue (PREFILLING).
         """
-        handoff = self._handoffs.settle(epoch)
-        return handoff if handoff is not None and self._take_back(handoff) else None
+        handoff = self.grants.settle(epoch)
+        return handoff if handoff is not None and self._try_continue(handoff) else None
 
     def settle_all_of(self, worker_id: WorkerId, incarnation: int, *, is_dead: bool) -> list[Handoff]:
-        """Take back all that was granted to a worker that is dead, and grant nothing to that life of it any more.
+        """Take back all that was granted to a worker that is dead, or out of reach."""
+        settled = self.grants.settle_all_of(worker_id, incarnation, is_dead=is_dead)
+        return [handoff for handoff in settled if self._try_continue(handoff)]
 
-        One that is out of reach may come back, and may then be granted something anew.
-        """
-        if is_dead:
-            self._gone[worker_id] = max(incarnation, self._gone.get(worker_id, incarnation))
-        settled = self._handoffs.settle_all_of(worker_id, incarnation)
-        return [handoff for handoff in settled if self._take_back(handoff)]
-
-    def _take_back(self, handoff: Handoff) -> bool:
-        """Tell whether a sequence goes on in these blocks, which are this worker's to write now; else free them."""
-        is_safe, sequence = self.far.close(handoff.epoch, handoff.writer), handoff.sequence
-        if handoff.abandoned_blocks is not None:
-            if is_safe:
-                self._blocks.cache.release(handoff.abandoned_blocks)
-            else:
-                self.far.keep(handoff.epoch, handoff.abandoned_blocks)
-            return False
-        if not is_safe:
-            self._begin_elsewhere(sequence)
-            return False
-        sequence.state = SequenceState.PREFILLING
-        return True
-
-    def _begin_elsewhere(self, sequence: Sequence) -> None:
-        """Let a sequence begin again, in other blocks: something is still moving into its own."""
-        self.far.keep(sequence.epoch, sequence.block_table)
+    def _try_continue(self, handoff: Handoff) -> bool:
+        """Let a sequence go on in its blocks; False: it waits for others, since something still moves into these."""
+        sequence = handoff.sequence
+        if handoff.is_quiet:
+            sequence.state = SequenceState.PREFILLING
+            return True
+        self.grants.far.keep(sequence.epoch, sequence.block_table)
         sequence.block_table, sequence.num_computed_tokens, sequence.prefill = [], 0, None
         self.placed.remove(sequence)
         self._wait(sequence)
+        return False
