@@ -13,7 +13,7 @@ from diptych.wire.wake import Wake
 from diptych.worker.activity import Activity, Place, activity_of
 from diptych.worker.stack_sampler import StackSampler, _bounded, _stack
 
-TURN = Place("diptych.worker.server", "Worker._turn")
+TURN = Place("diptych.worker.loop", "Worker._turn")
 COMPUTING = [
     Place("diptych.worker.step_thread", "StepThread._run"),
     Place("diptych.worker.memory", "WorkerMemory.run_step"),

@@ -28,7 +28,7 @@ from diptych.policy.batching import plan_chunks
 from diptych.transfer.segment import Segment
 from diptych.wire.child import join_launcher
 from diptych.wire.control import ControlChannel
-from diptych.worker.server import WARM_UP_BATCH_SIZES, WARM_UP_BLOCKS
+from diptych.worker.loop import WARM_UP_BATCH_SIZES, WARM_UP_BLOCKS
 
 MODULE = "diptych.calibrate.bare_engine"
 START_TIMEOUT_S = 120.0
