@@ -12,7 +12,8 @@ import typer.main
 from pydantic.fields import FieldInfo
 
 from diptych.cli import app
-from diptych.core.config import LIST_SETTINGS, OTHER_VARIABLES, ServeConfig
+from diptych.core.config import ServeConfig
+from diptych.core.config_sources import LIST_SETTINGS, OTHER_VARIABLES
 
 FOLDER = Path(__file__).parent
 SERVE = "diptych serve"

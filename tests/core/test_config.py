@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from diptych.core.config import ServeConfig, load_config
+from diptych.core.config import ServeConfig
+from diptych.core.config_sources import load_config
 from diptych.core.errors import ConfigError
 
 

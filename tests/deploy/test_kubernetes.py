@@ -12,7 +12,7 @@ import typer.main
 import yaml
 
 from diptych.cli import app
-from diptych.core.config import load_config
+from diptych.core.config_sources import load_config
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"

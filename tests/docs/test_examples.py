@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tests.live_server import LiveServer
 
-from diptych.core.config import ServeConfig, load_config
+from diptych.core.config import ServeConfig
+from diptych.core.config_sources import load_config
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

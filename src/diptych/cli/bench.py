@@ -24,7 +24,7 @@ from diptych.bench.search import SearchLimits
 from diptych.bench.summary import RunSummary
 from diptych.bench.target import ApiOptions, Target
 from diptych.cli.trace_file import read_trace_file
-from diptych.core.config import API_KEY_VARIABLE
+from diptych.core.config_sources import API_KEY_VARIABLE
 from diptych.core.errors import ConfigError
 from diptych.core.slo import Slo
 from diptych.workload.named import WORKLOADS, SessionSource

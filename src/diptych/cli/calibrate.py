@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from diptych.calibrate.measure import MeasuredCosts, measure_costs, measure_handover, measure_interference
-from diptych.core.config import ServeConfig, load_config
+from diptych.core.config import ServeConfig
+from diptych.core.config_sources import load_config
 from diptych.core.cost_model import CostModel
 from diptych.hardware.host import host_facts, software_versions
 from diptych.hardware.profile import Interference, Profile, profile_path, write_profile

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from diptych.core.config import load_config
+from diptych.core.config_sources import load_config
 from diptych.core.errors import ConfigError
 from diptych.core.slo import Slo
 from diptych.hardware.host import host_facts

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from diptych.cli.status import workers_table
-from diptych.core.config import API_KEY_VARIABLE, LIST_SETTINGS, ServeConfig, load_config
+from diptych.core.config import ServeConfig
+from diptych.core.config_sources import API_KEY_VARIABLE, LIST_SETTINGS, load_config
 from diptych.core.errors import LaunchError
 from diptych.core.logs import configure_logging
 from diptych.core.machine_groups import read_machine_groups

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from diptych.core.config import API_KEY_VARIABLE
+from diptych.core.config_sources import API_KEY_VARIABLE
 from diptych.frontend.tls import client_tls
 from diptych.launch.server import Remote, fetch_status
 

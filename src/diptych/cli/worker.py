@@ -11,7 +11,7 @@ from rich.console import Console
 
 from diptych.cli.serve import CLUSTER, LIMITS, MEMORY, MODEL, WATCHING, WORKERS, StopSignals, setting_option
 from diptych.core.bounds import NODE_NAME
-from diptych.core.config import load_config
+from diptych.core.config_sources import load_config
 from diptych.core.errors import ConfigError
 from diptych.core.ids import NodeId
 from diptych.core.logs import configure_logging

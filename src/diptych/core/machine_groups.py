@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from diptych.core.config import MACHINES_TABLE, Bytes, read_toml
+from diptych.core.config import Bytes
+from diptych.core.config_sources import MACHINES_TABLE, read_toml
 from diptych.core.errors import ConfigError
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.core.api_keys import ApiKey, hash_key
-from diptych.core.config import API_KEY_VARIABLE, ServeConfig
+from diptych.core.config import ServeConfig
+from diptych.core.config_sources import API_KEY_VARIABLE
 from diptych.core.errors import ConfigError
 from diptych.frontend.auth.key_file import new_cache_salt, read_key_file
 from diptych.frontend.tls import server_tls
