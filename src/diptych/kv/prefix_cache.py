@@ -12,7 +12,7 @@ such blocks only, which became evictable earlier. And two requests may compute t
 one of the two blocks is in use it is that one that is found, so none in use ever follows one that can be evicted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import islice
 from typing import NamedTuple
 
@@ -267,8 +267,9 @@ class PrefixCache:
         """Raise AssertionError unless blocks are in one state each, maps agree, and no findable block lacks another."""
         self._pool.check_invariants()
         self._check_names()
-        self._check_users()
-        self._check_order()
+        idle = list(self._idle)
+        self._check_users(set(idle))
+        self._check_order(idle)
         if not self._stored.keys() <= self._block_of.keys() or self._removed.keys() & self._block_of.keys():
             raise AssertionError("the changes to be told differ from what is cached")
 
@@ -280,13 +281,13 @@ class PrefixCache:
         if self._parent_of.keys() != self._block_of.keys():
             raise AssertionError("parents are known of other blocks than are findable")
 
-    def _check_users(self) -> None:
+    def _check_users(self, idle: Set[BlockHash]) -> None:
         for block_hash, block_id in self._block_of.items():
             # The cache's own reference is one; whoever else holds one makes the block a referenced one.
             num_users = self._pool.num_references(block_id) - 1
             if num_users < 0:
                 raise AssertionError(f"block {block_id} is findable and free")
-            if (num_users == 0) != (block_hash in self._idle):
+            if (num_users == 0) != (block_hash in idle):
                 raise AssertionError(f"block {block_id} has {num_users} users, which its place in the cache denies")
             if num_users == 0 and block_hash in self._doubles:
                 raise AssertionError(f"block {block_id} has no user, and its double is in use and not found")
@@ -296,12 +297,12 @@ class PrefixCache:
         for block_id in self._forgotten:
             if self._pool.num_references(block_id) == 0 or block_id in self._hash_of:
                 raise AssertionError(f"block {block_id} is forgotten, and free or findable")
-        if set(self._idle) - self._block_of.keys():
+        if idle - self._block_of.keys():
             raise AssertionError("a block is evictable that is not findable")
 
-    def _check_order(self) -> None:
+    def _check_order(self, idle: Sequence[BlockHash]) -> None:
         """Check that no block is found without its parent, nor would be whichever are evicted next."""
-        turn = {block_hash: turn for turn, block_hash in enumerate(self._idle)}
+        turn = {block_hash: turn for turn, block_hash in enumerate(idle)}
         place = {block_hash: place for place, block_hash in enumerate(self._block_of)}
         never = len(turn)
         for block_hash, parent in self._parent_of.items():

@@ -37,9 +37,11 @@ class Proposal:
 def propose(question: PlanQuestion, parts: Sequence[Part]) -> list[Proposal]:
     """Return the best of each method, the best first."""
     prefill, decode, mixed = (_top(question, parts, role) for role in (Role.PREFILL, Role.DECODE, Role.MIXED))
+    # Which stages stand side by side is decided by what fits into a node: there the best alone are not the best pair.
+    all_prefill, all_decode = (_of_role(parts, role) for role in (Role.PREFILL, Role.DECODE))
     methods = (
         _high_affinity(question, prefill, decode),
-        _low_affinity(question, prefill, decode),
+        _low_affinity(question, all_prefill, all_decode),
         _mixed(question, mixed),
     )
     return [proposal for found in methods for proposal in _best(question, found)]
@@ -49,10 +51,15 @@ def _top(question: PlanQuestion, parts: Sequence[Part], role: Role) -> list[Part
     """Return the parts of a role that carry the most for their price, of each kind of device."""
     top: list[Part] = []
     for device in question.devices:
-        own = [part for part in parts if part.group.role is role and part.group.shape.device == device and part.per_s]
+        own = [part for part in _of_role(parts, role) if part.group.shape.device == device]
         own.sort(key=lambda part: -part.per_s / question.price(part.group.num_gpus, part.group.usd_per_hour))
         top += own[:TOP_PARTS]
     return top
+
+
+def _of_role(parts: Sequence[Part], role: Role) -> list[Part]:
+    """Return those of a role that carry anything."""
+    return [part for part in parts if part.group.role is role and part.per_s]
 
 
 def _best(question: PlanQuestion, proposals: Iterable[Proposal]) -> list[Proposal]:

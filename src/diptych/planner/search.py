@@ -14,14 +14,14 @@ from diptych.core.messages import Role
 from diptych.planner.candidates import Candidate, Part, find_candidates
 from diptych.planner.combine import Proposal, propose
 from diptych.planner.goodput import carrying, unit_goodput, worker_goodput
-from diptych.planner.placements import Goodput, Placement, Verdict
+from diptych.planner.placements import Goodput, Group, Placement, Verdict
 from diptych.planner.question import PlanQuestion
 from diptych.policy.placement import SLACK
 
 OnProgress = Callable[[str, int, int], None]
 """What is done, how many simulations are over, how many there will be as far as is known."""
 KEEP = 0.75
-"""Of the best worker's merit: worse ones may still make the better pair, where they fill a node."""
+"""Of the merit of one that could take its place: a little worse ones may still make the better pair."""
 DOUBT = 1.15
 """Times the largest share of its bound that any worker of that kind has carried: what others may carry of theirs."""
 ENOUGH_SHARES = 4
@@ -74,20 +74,14 @@ class _Parts:
         self._executor = executor
         self._on_progress = on_progress
         self._at_a_time = at_a_time
-        self._best: dict[tuple[Role, str], float] = {}
-        """Goodput for the price, by role and device."""
         self._shares: dict[tuple[Role, str], list[float]] = {}
         """Of their bounds, that workers have carried."""
-        self._fewest_gpus: dict[tuple[Role, str], int] = {}
         self.done: list[Part] = []
         self.num_left_out = 0
 
     def simulate(self, candidates: Sequence[Candidate]) -> None:
         """Simulate candidates, those with the highest bounds for their price first."""
         waiting = sorted(candidates, key=lambda one: self._price(one) / one.bound_per_s)
-        for candidate in candidates:
-            kind, num_gpus = self._kind(candidate), candidate.group.num_gpus
-            self._fewest_gpus[kind] = min(self._fewest_gpus.get(kind, num_gpus), num_gpus)
         running: dict[Future[Goodput], Candidate] = {}
         while waiting or running:
             while waiting and len(running) < 2 * self._at_a_time:
@@ -104,30 +98,35 @@ class _Parts:
                 self._on_done(running.pop(future), future.result())
             num_done = len(self.done)
             self._on_progress("single workers", num_done, num_done + len(running) + len(waiting))
-        self.done.sort(
-            key=lambda part: -part.per_s / self._question.price(part.group.num_gpus, part.group.usd_per_hour)
-        )
+        self.done.sort(key=lambda part: -part.per_s / self._price(part))
 
     def _on_done(self, candidate: Candidate, goodput: Goodput) -> None:
         self.done.append(Part(candidate.group, goodput.per_s))
-        kind = self._kind(candidate)
-        self._best[kind] = max(self._best.get(kind, 0.0), goodput.per_s / self._price(candidate))
-        self._shares.setdefault(kind, []).append(goodput.per_s / candidate.bound_per_s)
+        self._shares.setdefault(self._kind(candidate), []).append(goodput.per_s / candidate.bound_per_s)
 
     def _is_hopeless(self, candidate: Candidate) -> bool:
-        if candidate.group.num_gpus == self._fewest_gpus[self._kind(candidate)]:
-            return False  # it may be all that there is room for
         shares = self._shares.get(self._kind(candidate), [])
         known = [share * DOUBT for share in shares]
         slack = max(known) if len(known) >= ENOUGH_SHARES else max([SLACK, *known])
         most = candidate.bound_per_s * slack / self._price(candidate)
-        return most < KEEP * self._best.get(self._kind(candidate), 0.0)
+        rivals = [part for part in self.done if _fits_in_place_of(part.group, candidate.group)]
+        return most < KEEP * max((part.per_s / self._price(part) for part in rivals), default=0.0)
 
     def _kind(self, candidate: Candidate) -> tuple[Role, str]:
         return candidate.group.role, candidate.group.shape.device.name
 
-    def _price(self, candidate: Candidate) -> float:
-        return self._question.price(candidate.group.num_gpus, candidate.group.usd_per_hour)
+    def _price(self, one: Candidate | Part) -> float:
+        return self._question.price(one.group.num_gpus, one.group.usd_per_hour)
+
+
+def _fits_in_place_of(other: Group, group: Group) -> bool:
+    """Tell whether one worker can stand wherever another one can: beside the same stages of the other phase, too."""
+    mine, shape = other.shape, group.shape
+    if other.role is not group.role or mine.device != shape.device:
+        return False
+    if group.role is Role.MIXED:
+        return mine.num_devices <= shape.num_devices
+    return mine.pp == shape.pp and mine.tp <= shape.tp
 
 
 def _verify(

@@ -89,6 +89,8 @@ class WorkerLoad(msgspec.Struct, frozen=True, gc=False):
     @property
     def queue_s(self) -> float:
         """How long the prompts take that are to be read here already, with nothing else to do."""
+        if not self.num_queued_tokens:
+            return 0.0
         return self.cost_scale * self.costs.queue_s(self.num_queued_tokens, self.num_queued_pairs, CHUNK_TOKENS)
 
 

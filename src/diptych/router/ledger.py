@@ -28,28 +28,29 @@ class Counter:
         """`on_change`: called whenever its total may be another one."""
         self._on_change = on_change
         self._amounts: dict[RequestId, int] = {}
-        self._own = 0
-        self._foreign = 0
+        self.total = 0
+        """What is counted here as of now, plus that of others as of the last report."""
+        self.foreign = 0
+        """That of others as of the last report."""
 
     def assign(self, request_id: RequestId, amount: int) -> None:
         """Count `amount` for the request, instead of what was counted before."""
-        self.release(request_id)
+        self.total += amount - self._amounts.get(request_id, 0)
         self._amounts[request_id] = amount
-        self._own += amount
         self._on_change()
 
     def grow(self, request_id: RequestId, amount: int) -> None:
         """Count `amount` more for a request that is counted here."""
         if request_id in self._amounts:
             self._amounts[request_id] += amount
-            self._own += amount
+            self.total += amount
             self._on_change()
 
     def release(self, request_id: RequestId) -> None:
         """Stop counting the request."""
         amount = self._amounts.pop(request_id, None)
         if amount is not None:
-            self._own -= amount
+            self.total -= amount
             self._on_change()
 
     def amount(self, request_id: RequestId) -> int:
@@ -58,9 +59,10 @@ class Counter:
 
     def on_report(self, reported: int) -> None:
         """Take what the worker has beyond what is counted here for the work of others, until its next report."""
-        foreign = max(reported - self._own, 0)
-        if foreign != self._foreign:
-            self._foreign = foreign
+        foreign = max(reported - self.total + self.foreign, 0)
+        if foreign != self.foreign:
+            self.total += foreign - self.foreign
+            self.foreign = foreign
             self._on_change()
 
     def __contains__(self, request_id: RequestId) -> bool:
@@ -68,16 +70,6 @@ class Counter:
 
     def __len__(self) -> int:
         return len(self._amounts)
-
-    @property
-    def foreign(self) -> int:
-        """That of others as of the last report."""
-        return self._foreign
-
-    @property
-    def total(self) -> int:
-        """What is counted here as of now, plus that of others as of the last report."""
-        return self._own + self._foreign
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,19 +226,19 @@ class WorkerRegistry:
         for worker_id in self._stale:
             life = self._lives.get(worker_id)
             if life is not None:
-                self._loads[worker_id] = self._worker_load(life, block_size)
+                self._loads[worker_id] = self._worker_load(life, block_size, now_s)
             else:  # its machine has left
                 self._loads.pop(worker_id, None)
         self._stale.clear()
         return list(self._loads.values())
 
-    def _worker_load(self, life: WorkerLife, block_size: int) -> WorkerLoad:
+    def _worker_load(self, life: WorkerLife, block_size: int, now_s: float) -> WorkerLoad:
         ledger, status = life.ledger, life.status
         num_unread = min(ledger.unread.total, ledger.sequences.total)
         return WorkerLoad(
             worker_id=life.worker_id,
             role=life.role,
-            is_accepting=self.is_accepting(life),
+            is_accepting=self._is_accepting(life, now_s),
             costs=self._costs.get(life.worker_id, UNKNOWN_COSTS),
             cost_scale=status.cost_scale,
             num_blocks=status.num_blocks,

@@ -61,13 +61,14 @@ def overlap_load(
 
 def new_blocks(owners: Sequence[WorkerLoad], question: Question, rules: Rules) -> list[int]:
     """Return how many blocks of the prompt each owner has not cached."""
-    matched, num_all = question.matched_tokens, -(-question.num_prompt_tokens // rules.block_size)
-    return [
-        -(-(question.num_prompt_tokens - question.num_cached(load.worker_id)) // rules.block_size)
-        if load.worker_id in matched
-        else num_all
-        for load in owners
-    ]
+    num_all = -(-question.num_prompt_tokens // rules.block_size)
+    # Most have nothing of it, or the same system prompt.
+    left = {0: num_all}
+    for num_matched in set(question.matched_tokens.values()):
+        num_cached = min(num_matched, question.num_prompt_tokens - 1)
+        left[num_matched] = -(-(question.num_prompt_tokens - num_cached) // rules.block_size)
+    find = question.matched_tokens.get
+    return [left[find(load.worker_id, 0)] for load in owners]
 
 
 def costs_of(
