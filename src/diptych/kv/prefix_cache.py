@@ -148,7 +148,8 @@ class PrefixCache:
         another block of this content is in use, that one stays findable, and this one steps in when it is let go.
         Behind a forgotten block nothing becomes findable.
         """
-        if self._pool.num_references(block_id) == 0 or self._is_idle(block_id):
+        is_named = block_id in self._hash_of
+        if self._pool.num_references(block_id) == 0 or (is_named and self._is_idle(block_id)):
             raise AssertionError(f"block {block_id} is cached by someone who holds no reference on it")
         if self._forgotten and (block_id in self._forgotten or parent_id in self._forgotten):
             self._forgotten.add(block_id)

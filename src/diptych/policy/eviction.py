@@ -17,6 +17,8 @@ from diptych.kv.eviction_order import EvictionOrder, LeastRecentlyUsed
 
 WORTH = (1, 2, 3, 4)
 """How much longer than a new block one may be idle that has been reused 0, 1, 2, 3 and more times."""
+ONE_MORE = (1, 2, 3, 3)
+"""The place in it after one more return."""
 FORGETTING = 1 / 5_000
 """By how much of its distance the horizon comes closer to the idle time of each block that returns sooner."""
 
@@ -70,7 +72,7 @@ class ReuseAware:
             self._num_returns[block_hash] = 0
         else:
             self._learn(*gone)
-            self._num_returns[block_hash] = min(gone[0] + 1, len(WORTH) - 1)
+            self._num_returns[block_hash] = ONE_MORE[gone[0]]
 
     def on_hit(self, block_hash: BlockHash) -> None:
         """Count a return, and take the block out if it was idle."""
@@ -78,7 +80,7 @@ class ReuseAware:
         idle_since = self._queues[num_returns].pop(block_hash, None)
         if idle_since is not None:
             self._learn(num_returns, idle_since)
-        self._num_returns[block_hash] = min(num_returns + 1, len(WORTH) - 1)
+        self._num_returns[block_hash] = ONE_MORE[num_returns]
 
     def on_idle(self, block_hash: BlockHash) -> None:
         """Put it behind all that have come back as often."""

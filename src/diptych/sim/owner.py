@@ -117,6 +117,7 @@ class BlockOwner:
                 self._on_submit(message)
             case Filled(epoch=epoch):
                 if epoch in self.placed:
+                    self.placed[epoch].num_told = max(self.placed[epoch].num_told, 1)  # its reader has told the first
                     self._on_read(self.placed[epoch])
             case GrantEnded(epoch=epoch):
                 self._on_grant_ended(epoch)
@@ -306,13 +307,11 @@ class BlockOwner:
             self._memory.on_filled(sequence, sequence.num_prompt_tokens)
             if self._around.tier is not None and num_prompt_blocks:
                 self._around.tier.store(sequence.hashes)
-        is_read_here = sequence.state is SequenceState.PREFILLING
         sequence.state = SequenceState.DECODING
         sequence.timeline.setdefault(Lifecycle.FIRST_TOKEN, self._time.now_s())
-        if sequence.num_known_outputs == 0:
+        if sequence.num_told == 0:  # read here; else its reader has told
             self._report.add_started(sequence)
-            if is_read_here:  # else its reader has told
-                self._around.tell("first_token", sequence.request_id, self._address.worker_id)
+            self._around.tell("first_token", sequence.request_id, self._address.worker_id)
         self._report.add_tokens(sequence)
         if sequence.num_answer_tokens == 1:
             self._finish(sequence)

@@ -55,7 +55,7 @@ class WorkerReport:
         self._runs.append(TokenRun(grant.request_id, grant.attempt, 0, [TOKEN_ID]))
 
     def add_tokens(self, sequence: SimulatedSequence) -> None:
-        """Tell the tokens of an answer that this worker has not told, be it that its reader has told the first."""
+        """Tell the tokens of an answer that nobody has told yet."""
         num_tokens = sequence.num_output_tokens
         if num_tokens > sequence.num_told:
             token_ids = [TOKEN_ID] * (num_tokens - sequence.num_told)
