@@ -1,10 +1,14 @@
 """The tier in a real Mooncake Store: what one worker stores another one loads, and every fault is a miss in time."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -290,21 +294,41 @@ def test_a_machine_that_hangs_costs_no_more_than_the_patience(start_worker: Star
 
 
 @pytest.mark.slow
-def test_a_dead_master_is_noticed_and_its_successor_found(start_worker: StartWorker) -> None:
+@pytest.mark.parametrize("is_dead", [True, False], ids=["dead", "hung"])
+def test_a_master_that_is_gone_is_noticed_and_found_again(start_worker: StartWorker, is_dead: bool) -> None:
     with mooncake_store(1) as store:
         worker = start_worker(store).wait_until(TierState.READY)
         worker.store_in_the_end(1)
         assert store.master is not None
-        store.master.kill()
+        store.master.kill() if is_dead else store.master.pause()
         assert worker.load(1) == []
         worker.wait_until(TierState.RESTING)
-        assert "master" in worker.tier.status().trouble
+        assert re.search("master|no answer", worker.tier.status().trouble)
         assert worker.tier.num_leading_blocks([hash_of(1)]) == 0
-        store.start_master()
+        assert not worker.try_store(2)
+        store.start_master() if is_dead else store.master.resume()
         worker.clock.sleep(FIRST_REST_S)
         worker.wait_until(TierState.READY)
         worker.store_in_the_end(2)
         assert worker.load(2) == [worker.content(2)]
+
+
+def test_no_process_outlives_the_worker_that_started_it(shared_store: MooncakeStore) -> None:
+    script = """
+import sys, time
+from tests.tiers.test_mooncake import KEY, StoreSettings, TierState, Worker
+worker = Worker(StoreSettings(master=sys.argv[1], host="127.0.0.1", key=KEY, block_bytes=6000))
+worker.wait_until(TierState.READY)
+print(worker.tier._link._life.process.pid, flush=True)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", script, shared_store.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as worker:
+        assert worker.stdout is not None
+        process = Path("/proc") / worker.stdout.readline().strip()
+        assert "mooncake_process" in (process / "cmdline").read_text()
+        worker.kill()
+    eventually(lambda: not (process / "cmdline").exists(), "its end")
 
 
 def test_a_store_that_is_not_there_yet_is_found_when_it_is(
