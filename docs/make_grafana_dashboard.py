@@ -220,6 +220,7 @@ HEALTH = Row(
                 Query(f"sum(increase(diptych:dropped_messages_total{HERE}{RATE}))", "messages dropped"),
                 Query(f"sum(increase(diptych:worker_failed_steps_total{HERE}{RATE}))", "steps failed"),
                 Query(f"sum(increase(diptych:disk_failures_total{HERE}{RATE}))", "disk failures"),
+                Query(f"sum(increase(diptych:shared_store_failures_total{HERE}{RATE}))", "shared store failures"),
                 Query(f"sum(increase(diptych:kv_damaged_blocks_total{HERE}{RATE}))", "blocks damaged"),
             ],
         ),
