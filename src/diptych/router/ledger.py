@@ -30,8 +30,7 @@ class Counter:
         self._amounts: dict[RequestId, int] = {}
         self.total = 0
         """What is counted here as of now, plus that of others as of the last report."""
-        self.foreign = 0
-        """That of others as of the last report."""
+        self._foreign = 0
 
     def assign(self, request_id: RequestId, amount: int) -> None:
         """Count `amount` for the request, instead of what was counted before."""
@@ -59,10 +58,10 @@ class Counter:
 
     def on_report(self, reported: int) -> None:
         """Take what the worker has beyond what is counted here for the work of others, until its next report."""
-        foreign = max(reported - self.total + self.foreign, 0)
-        if foreign != self.foreign:
-            self.total += foreign - self.foreign
-            self.foreign = foreign
+        foreign = max(reported - self.total + self._foreign, 0)
+        if foreign != self._foreign:
+            self.total += foreign - self._foreign
+            self._foreign = foreign
             self._on_change()
 
     def __contains__(self, request_id: RequestId) -> bool:
@@ -70,6 +69,11 @@ class Counter:
 
     def __len__(self) -> int:
         return len(self._amounts)
+
+    @property
+    def foreign(self) -> int:
+        """That of others as of the last report."""
+        return self._foreign
 
 
 @dataclass(frozen=True, slots=True)
