@@ -30,6 +30,12 @@ MODELED_KV_BYTES = 2_000_000
 """About 5,000 blocks of the modeled engine, whose tokens take 8 bytes each."""
 
 
+def pytest_configure() -> None:
+    """Let children hear Ctrl-C, which whoever was started in the background by a shell does not."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_report_header() -> str:
     """Say on what kind of machines the tests of clusters run."""
     reason = why_no_namespaces()
