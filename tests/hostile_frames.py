@@ -86,7 +86,7 @@ class HostileMessages:
                 return None
             case inspect.UnionType(types=types):
                 return self._value(draw.choice(types))
-            case inspect.ListType(item_type=item):
+            case inspect.ListType(item_type=item) | inspect.VarTupleType(item_type=item):
                 return [self._value(item) for _ in range(draw.choice(SIZES))]
             case inspect.TupleType(item_types=items):
                 return [self._value(item) for item in items]

@@ -81,5 +81,5 @@ class CacheStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that the tiers could have served, and computing was predicted to be sooner."""
     num_lost_blocks: Count = 0
     """Evicted before they could be stored below; of all tiers together."""
-    tiers: tuple[TierStatus, ...] = ()
+    tiers: Annotated[tuple[TierStatus, ...], msgspec.Meta(max_length=len(TierKind))] = ()
     """Those below its blocks, the nearest first."""
