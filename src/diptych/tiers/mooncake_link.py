@@ -52,6 +52,8 @@ class _Life(NamedTuple):
 
     process: "subprocess.Popen[bytes]"
     lines: tuple[_Line, ...]
+    reasons: list[str]
+    """Why it was ended; the first one counts."""
 
 
 class SharedSlots:
@@ -97,13 +99,11 @@ class MooncakeLink:
         with self._lock:
             is_wanted, self._life = not self._is_closed, life
         if not is_wanted:
-            self._end(life)
-            raise TierError("it is closed")
+            raise TierError(self._end(life, "it is closed"))
         try:
             self._ask(life, Channel.STORES, None, Done, OPEN_DEADLINE_S)
-        except TierError:
-            self._end(life)
-            raise
+        except TierError as error:
+            raise TierError(self._end(life, str(error))) from None
         with self._lock:
             self._is_reached = self._life is life
 
@@ -129,7 +129,7 @@ class MooncakeLink:
         finally:
             for _, there in pairs:
                 there.close()
-        return _Life(process, tuple(_Line(threading.Lock(), ControlChannel(ours, Answer)) for ours, _ in pairs))
+        return _Life(process, tuple(_Line(threading.Lock(), ControlChannel(ours, Answer)) for ours, _ in pairs), [])
 
     def ask(self, channel: Channel, question: Question, expected: type[Expected]) -> Expected:
         """Return the answer. Raises: TierError if there is none, or the store cannot be used; then it is not open."""
@@ -138,9 +138,8 @@ class MooncakeLink:
             raise TierError("it is not open")
         try:
             return self._ask(life, channel, question, expected, ASK_DEADLINE_S)
-        except TierError:
-            self._end(life)
-            raise
+        except TierError as error:
+            raise TierError(self._end(life, str(error))) from None
 
     def _ask(
         self, life: _Life, channel: Channel, question: Question | None, expected: type[Expected], timeout_s: float
@@ -165,10 +164,12 @@ class MooncakeLink:
         with self._lock:
             self._is_closed, life = True, self._life
         if life is not None:
-            self._end(life)
+            self._end(life, "it is closed")
 
-    def _end(self, life: _Life) -> None:
+    def _end(self, life: _Life, reason: str) -> str:
+        """End a process for that reason; return the first reason for which it was ended."""
         with self._lock:
+            life.reasons.append(reason)  # before it is killed: who sees only that is told why
             if self._life is life:
                 self._life, self._is_reached = None, False
         with contextlib.suppress(ProcessLookupError):
@@ -177,3 +178,4 @@ class MooncakeLink:
         for lock, channel in life.lines:
             with lock:  # whoever is waiting there sees at once that the process has ended
                 channel.close()
+        return life.reasons[0]
