@@ -14,6 +14,7 @@ import zlib
 import numpy as np
 
 from diptych.core.ids import BlockHash
+from diptych.tiers.base import BlockParts
 
 PAGE_BYTES = 4096
 MAX_KEY_BYTES = 64
@@ -37,6 +38,13 @@ class BlockFormat:
     def payload(self, buffer: memoryview) -> memoryview:
         """Return the part of a file's buffer that holds the block's own bytes."""
         return buffer[PAGE_BYTES : PAGE_BYTES + self.payload_bytes]
+
+    def gather(self, buffer: memoryview, parts: BlockParts) -> None:
+        """Copy a block's parts, one behind the other, to where its own bytes are."""
+        payload, begin = self.payload(buffer), 0
+        for part in parts:
+            payload[begin : begin + len(part)] = part
+            begin += len(part)
 
     def seal(self, buffer: memoryview, block_hash: BlockHash) -> None:
         """Write the page before a payload that is in place, zeros behind it."""

@@ -19,6 +19,7 @@ from diptych.core.errors import TierError
 from diptych.core.ids import BlockHash
 from diptych.tiers.base import BlockParts, Target
 from diptych.tiers.disk_store import DiskSettings, DiskStore
+from diptych.tiers.load_queue import LoadQueue
 from diptych.tiers.load_speed import LoadSpeed, smoothed
 from diptych.tiers.rest import Rest
 from diptych.tiers.staged_loading import StagedLoading
@@ -50,14 +51,13 @@ class DiskTier:
         self._on_change = on_change
         self._load_rest = Rest("loading KV from disk")
         self._store_rest = Rest("storing KV on disk")
-        self._loads: queue.SimpleQueue[StagedLoading | None] = queue.SimpleQueue()
-        self._loadings: list[StagedLoading] = []
         self._copies: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         for _ in range(NUM_STORE_BUFFERS):
             self._free.put(self._buffer())
         self._is_opened = False
         self._speed = LoadSpeed(settings.block_bytes, FIRST_GUESS_BYTES_PER_S, clock)
+        self._loads = LoadQueue(self._speed, self._on_give_up)
         self._store_cost_s = 0.0
         self._threads = [
             threading.Thread(target=target, name=f"disk tier, {name}", daemon=True)
@@ -82,16 +82,11 @@ class DiskTier:
 
     def predict_load_s(self, num_blocks: int) -> float:
         """Return how long loads take of late, for these blocks and those that are before them."""
-        self._loadings = [loading for loading in self._loadings if not loading.is_over]
-        num_before = sum(loading.num_left for loading in self._loadings)
-        return (num_before + num_blocks) * self._speed.block_s
+        return self._loads.predict_s(num_blocks)
 
     def load(self, targets: Sequence[Target]) -> StagedLoading:
         """Begin to load; is over at the first block that is not to be had."""
-        loading = StagedLoading(targets, self._on_give_up)
-        self._loadings.append(loading)
-        self._loads.put(loading)
-        return loading
+        return self._loads.add(targets)
 
     def _on_give_up(self) -> None:
         self._load_rest.on_trouble(self._clock.now_s(), "a read took too long")
@@ -104,10 +99,7 @@ class DiskTier:
             buffer = self._free.get_nowait()
         except queue.Empty:
             return False
-        payload, begin = self._store.format.payload(buffer), 0
-        for part in parts:
-            payload[begin : begin + len(part)] = part
-            begin += len(part)
+        self._store.format.gather(buffer, parts)
         self._copies.put(_Copy(block_hash, buffer))
         return True
 
@@ -140,9 +132,7 @@ class DiskTier:
 
     def close(self, timeout_s: float) -> None:
         """Store what was copied, then let go; a thread that hangs in the kernel is left behind."""
-        for loading in self._loadings:
-            loading.cancel()
-        self._loads.put(None)
+        self._loads.close()
         self._copies.put(None)
         give_up_s = time.monotonic() + timeout_s
         for thread in self._threads:
@@ -152,7 +142,7 @@ class DiskTier:
 
     def _run_loads(self) -> None:
         buffer = self._buffer()
-        while (loading := self._loads.get()) is not None:
+        while (loading := self._loads.next()) is not None:
             try:
                 self._load(loading, buffer)
             except OSError as error:

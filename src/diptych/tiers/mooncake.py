@@ -21,6 +21,7 @@ from diptych.core.errors import TierError
 from diptych.core.ids import BlockHash
 from diptych.tiers.base import BlockParts, Target
 from diptych.tiers.block_file import BlockFormat
+from diptych.tiers.load_queue import LoadQueue
 from diptych.tiers.load_speed import LoadSpeed, smoothed
 from diptych.tiers.mooncake_link import MooncakeLink, SharedSlots, StoreSettings
 from diptych.tiers.rest import Rest
@@ -58,11 +59,10 @@ class MooncakeTier:
         self._load_rest = Rest("loading KV from the shared store")
         self._store_rest = Rest("storing KV in the shared store")
         self._speed = LoadSpeed(settings.block_bytes, FIRST_GUESS_BYTES_PER_S, clock)
+        self._loads = LoadQueue(self._speed, self._on_give_up)
         self._store_cost_s = 0.0
         self._num_stored = self._num_loaded = self._num_missing = self._num_corrupt = 0
         self._questions: queue.SimpleQueue[list[BlockHash] | None] = queue.SimpleQueue()
-        self._loads: queue.SimpleQueue[StagedLoading | None] = queue.SimpleQueue()
-        self._loadings: list[StagedLoading] = []
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(NUM_LOAD_SLOTS, NUM_LOAD_SLOTS + NUM_STORE_SLOTS):
@@ -94,16 +94,11 @@ class MooncakeTier:
 
     def predict_load_s(self, num_blocks: int) -> float:
         """Return how long loads take of late, for these blocks and those that are before them."""
-        self._loadings = [loading for loading in self._loadings if not loading.is_over]
-        num_before = sum(loading.num_left for loading in self._loadings)
-        return (num_before + num_blocks) * self._speed.block_s
+        return self._loads.predict_s(num_blocks)
 
     def load(self, targets: Sequence[Target]) -> StagedLoading:
         """Begin to load; is over at the first block that is not to be had."""
-        loading = StagedLoading(targets, self._on_give_up)
-        self._loadings.append(loading)
-        self._loads.put(loading)
-        return loading
+        return self._loads.add(targets)
 
     def _on_give_up(self) -> None:
         self._load_rest.on_trouble(self._clock.now_s(), "it takes too long")
@@ -116,10 +111,7 @@ class MooncakeTier:
             slot = self._free.get_nowait()
         except queue.Empty:
             return False
-        payload, begin = self._format.payload(self._slots[slot]), 0
-        for part in parts:
-            payload[begin : begin + len(part)] = part
-            begin += len(part)
+        self._format.gather(self._slots[slot], parts)
         self._jobs.put(partial(self._store, block_hash, slot))
         return True
 
@@ -149,10 +141,8 @@ class MooncakeTier:
 
     def close(self, timeout_s: float) -> None:
         """Store what was copied, as far as there is time, then end the process."""
-        for loading in self._loadings:
-            loading.cancel()
+        self._loads.close()
         self._questions.put(None)
-        self._loads.put(None)
         self._jobs.put(None)
         give_up_s = time.monotonic() + timeout_s
         for thread in self._threads:
@@ -178,7 +168,7 @@ class MooncakeTier:
             self._on_change()
 
     def _run_loads(self) -> None:
-        while (loading := self._loads.get()) is not None:
+        while (loading := self._loads.next()) is not None:
             try:
                 self._load(loading)
             except TierError as error:
