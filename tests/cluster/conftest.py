@@ -1,5 +1,6 @@
 """A router's machine and others that join it, as processes on hosts with networks and clocks of their own."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -18,6 +19,16 @@ from diptych.wire.cluster_keys import create_keys
 
 NODE_TIMEOUT_S = 1.5
 MODELED = ("--engine", "modeled", "--kv-bytes", "2MB")
+
+
+def one_core(number: int) -> tuple[str, str]:
+    """Return the arguments that put a machine's only worker on one core, another for each number if there are any.
+
+    Answers are compared with those of workers on one core each. On several, a step of fewer sequences than threads
+    rounds differently (docs/adr/0011).
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    return "--cores", str(cores[number % len(cores)])
 
 
 def free_port() -> int:

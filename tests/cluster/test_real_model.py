@@ -1,7 +1,7 @@
 """The real model on two machines: answers equal those of one, also after a machine is lost half-way."""
 
 import pytest
-from tests.cluster.conftest import StartCluster, node_state, open_streams, wait_until_serving
+from tests.cluster.conftest import StartCluster, node_state, one_core, open_streams, wait_until_serving
 from tests.cluster.hosts import hosts
 from tests.live_server import LiveServer, eventually
 
@@ -19,8 +19,8 @@ def test_answers_equal_those_of_one_machine(start_cluster: StartCluster, smol_se
     with hosts("rack1", "rack2") as made:
         f32 = ("--kv-dtype", "f32", "--max-model-len", "2048", "--no-adaptive", "--routing", "round-robin")
         cluster = start_cluster(*f32, "--prefill", "0", "--decode", "0")
-        for host in made:
-            cluster.join(host, "--kv-bytes", "400MB", "--prefill", "0")
+        for number, host in enumerate(made):
+            cluster.join(host, "--kv-bytes", "400MB", "--prefill", "0", *one_core(number))
         server = cluster.server
         wait_until_serving(server, "rack1", "rack2")
         assert [one.text for one in server.complete_all(PROMPTS, max_tokens=48)] == [one.text for one in expected]

@@ -1,7 +1,7 @@
 """Readers on two machines at once, and the real model on two: answers equal those of one."""
 
 import pytest
-from tests.cluster.conftest import MODELED, StartCluster, wait_until_serving
+from tests.cluster.conftest import MODELED, StartCluster, one_core, wait_until_serving
 from tests.cluster.hosts import hosts
 from tests.live_server import LiveServer
 from tests.modeled_answers import expected_text, make_prompt
@@ -40,22 +40,9 @@ def test_real_answers_equal_those_of_one_machine(start_cluster: StartCluster, sm
     prompts = [text * repeat for text in texts for repeat in (3, 60)]
     expected = [answer.text for answer in smol_server.complete_all(prompts, max_tokens=40)]
     with hosts("rack1") as (host,):
-        settings = (
-            "--kv-dtype",
-            "f32",
-            "--max-model-len",
-            "2048",
-            "--no-adaptive",
-            "--prefill",
-            "0",
-            "--decode",
-            "1",
-            "--kv-checksums",
-            "--kv-bytes",
-            "400MB",
-        )
-        cluster = start_cluster(*settings)
-        cluster.join(host, "--kv-bytes", "400MB", "--prefill", "1", "--decode", "0")
+        f32 = ("--kv-dtype", "f32", "--max-model-len", "2048", "--no-adaptive", "--kv-checksums", "--kv-bytes", "400MB")
+        cluster = start_cluster(*f32, "--prefill", "0", "--decode", "1", *one_core(0))
+        cluster.join(host, "--kv-bytes", "400MB", "--prefill", "1", "--decode", "0", *one_core(1))
         server = cluster.server
         wait_until_serving(server, "rack1")
         assert [answer.text for answer in server.complete_all(prompts, max_tokens=40)] == expected
