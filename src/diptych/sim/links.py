@@ -9,8 +9,11 @@ See: DistServe (OSDI 2024, section 3.3) for why bandwidth between phases matters
 is ready while the rest is computed.
 """
 
+import heapq
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 from diptych.sim.clock import VirtualTime
 from diptych.sim.plan import LinkPlan
@@ -25,28 +28,58 @@ class Transfer:
     """Machines."""
     on_arrival: Callable[[], None]
     """Called when all has arrived."""
-    left_bytes: float = 0.0
+    end_bytes: float | None = None
+    """When its lane has sent so much of each transfer, all that it has got is sent; None: nothing is left to send."""
     is_complete: bool = False
     """Whether all of the prompt has been given to it."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """From one machine to another: its transfers all go at one speed, so a single sum tells how far each of them is."""
+
+    each_bytes: float = 0.0
+    """Sent of each transfer that has been under way since the lane was empty."""
     rate_bytes_per_s: float = 0.0
+    """Of each."""
     updated_s: float = 0.0
+    num_transfers: int = 0
+    ends: list[tuple[float, int, Transfer]] = field(default_factory=list)
+    """A heap. What is not its transfer's end any more is passed over."""
     version: int = 0
-    """Of the moment at which it is thought to be done."""
+    """Of the moment at which the next of them is thought to be done."""
+
+    def settle(self, now_s: float) -> None:
+        """Add what has been sent until now."""
+        self.each_bytes += (now_s - self.updated_s) * self.rate_bytes_per_s
+        self.updated_s = now_s
+
+    def next_end(self) -> Transfer | None:
+        """Return the transfer that will be done first; None: there is none."""
+        while self.ends and self.ends[0][0] != self.ends[0][2].end_bytes:
+            heapq.heappop(self.ends)
+        return self.ends[0][2] if self.ends else None
 
 
 @dataclass(slots=True)
 class _Port:
-    leaving: dict[Transfer, None] = field(default_factory=dict)
-    arriving: dict[Transfer, None] = field(default_factory=dict)
+    lanes: dict[str, _Lane] = field(default_factory=lambda: defaultdict(_Lane))
+    """By the machine at the other end."""
+    num_transfers: int = 0
 
 
 class Links:
-    """All ports and transfers. Owned by the simulation."""
+    """All ports and transfers. Owned by the simulation.
+
+    Whatever begins or ends costs as much as there are machines at the other ends of two ports, however many transfers.
+    """
 
     def __init__(self, plan: LinkPlan, time: VirtualTime) -> None:
         self._plan = plan
         self._time = time
-        self._ports: dict[str, _Port] = {}
+        self._leaving: dict[str, _Port] = defaultdict(_Port)
+        self._arriving: dict[str, _Port] = defaultdict(_Port)
+        self._numbers = count()
         self.does_overlap = plan.does_overlap
         self.sent_bytes = 0.0
         """Since the beginning."""
@@ -60,60 +93,71 @@ class Links:
         num_bytes = num_tokens * self._plan.kv_bytes_per_token
         self.sent_bytes += num_bytes
         transfer.is_complete |= is_last
-        was_idle = transfer not in self._port(transfer.source).leaving
-        if was_idle:
-            transfer.updated_s = self._time.now_s()
-            self._port(transfer.source).leaving[transfer] = None
-            self._port(transfer.target).arriving[transfer] = None
-        self._settle(transfer)
-        transfer.left_bytes += num_bytes
+        lane = self._lane(transfer)
+        lane.settle(self._time.now_s())
+        if transfer.end_bytes is None:
+            transfer.end_bytes = lane.each_bytes
+            self._count(transfer, 1)
+        transfer.end_bytes += num_bytes
+        heapq.heappush(lane.ends, (transfer.end_bytes, next(self._numbers), transfer))
         self._share(transfer)
 
     def cancel(self, transfer: Transfer) -> None:
         """Forget a transfer: one of its ends is dead."""
         transfer.is_complete = False
-        self._stop(transfer)
+        if transfer.end_bytes is not None:
+            self._stop(transfer)
 
-    def _port(self, machine: str) -> _Port:
-        return self._ports.setdefault(machine, _Port())
+    def _lane(self, transfer: Transfer) -> _Lane:
+        lane = self._leaving[transfer.source].lanes[transfer.target]
+        self._arriving[transfer.target].lanes[transfer.source] = lane
+        return lane
+
+    def _count(self, transfer: Transfer, change: int) -> None:
+        self._lane(transfer).num_transfers += change
+        self._leaving[transfer.source].num_transfers += change
+        self._arriving[transfer.target].num_transfers += change
 
     def _stop(self, transfer: Transfer) -> None:
-        transfer.version += 1
-        self._port(transfer.source).leaving.pop(transfer, None)
-        self._port(transfer.target).arriving.pop(transfer, None)
+        transfer.end_bytes = None
+        self._count(transfer, -1)
         self._share(transfer)
-
-    def _settle(self, transfer: Transfer) -> None:
-        now_s = self._time.now_s()
-        passed_s = now_s - transfer.updated_s
-        transfer.left_bytes = max(transfer.left_bytes - passed_s * transfer.rate_bytes_per_s, 0.0)
-        transfer.updated_s = now_s
 
     def _share(self, changed: Transfer) -> None:
         """Work out anew how fast everybody goes at the two ports of a transfer that has begun, grown or ended."""
-        concerned = {**self._port(changed.source).leaving, **self._port(changed.target).arriving}
-        for transfer in concerned:
-            num_leaving = len(self._port(transfer.source).leaving)
-            num_arriving = len(self._port(transfer.target).arriving)
-            rate = self._plan.bytes_per_s / max(num_leaving, num_arriving)
-            if rate != transfer.rate_bytes_per_s or transfer is changed:
-                self._settle(transfer)
-                transfer.rate_bytes_per_s = rate
-                self._expect_end(transfer)
+        leaving, arriving = self._leaving[changed.source], self._arriving[changed.target]
+        for target, lane in leaving.lanes.items():
+            self._pace(lane, leaving, self._arriving[target], is_changed=target == changed.target)
+        for source, lane in arriving.lanes.items():
+            if source != changed.source:
+                self._pace(lane, self._leaving[source], arriving, is_changed=False)
 
-    def _expect_end(self, transfer: Transfer) -> None:
-        transfer.version += 1
-        version = transfer.version
+    def _pace(self, lane: _Lane, leaving: _Port, arriving: _Port, *, is_changed: bool) -> None:
+        if not lane.num_transfers:
+            if is_changed:  # what rounding has left over does not add up
+                lane.version += 1
+                lane.each_bytes = lane.rate_bytes_per_s = 0.0
+                lane.ends.clear()
+            return
+        rate = self._plan.bytes_per_s / max(leaving.num_transfers, arriving.num_transfers)
+        if is_changed or rate != lane.rate_bytes_per_s:
+            lane.settle(self._time.now_s())
+            lane.rate_bytes_per_s = rate
+            self._expect_end(lane)
+
+    def _expect_end(self, lane: _Lane) -> None:
+        transfer = lane.next_end()
+        assert transfer is not None and transfer.end_bytes is not None
+        lane.version += 1
+        version = lane.version
 
         def on_time() -> None:
-            if transfer.version == version:
+            if lane.version == version:
                 self._on_sent(transfer)
 
-        self._time.call_in(transfer.left_bytes / transfer.rate_bytes_per_s, on_time)
+        self._time.call_in(max(transfer.end_bytes - lane.each_bytes, 0.0) / lane.rate_bytes_per_s, on_time)
 
     def _on_sent(self, transfer: Transfer) -> None:
-        transfer.left_bytes = 0.0
-        transfer.rate_bytes_per_s = 0.0
         self._stop(transfer)
         if transfer.is_complete:
             self._time.call_in(self._plan.latency_s, transfer.on_arrival)
