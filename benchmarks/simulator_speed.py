@@ -2,9 +2,9 @@
 
 Half of the workers read prompts and half write answers (Llama 2 70B, each on eight A100, by `diptych.hardware`), with
 lengths and prefixes of Mooncake's conversation trace in blocks of the trace's own size, at the same load for each
-worker whatever the number: the trace is repeated, with new prompts, until enough requests have come. Router, policies
-and prefix caches are the live ones. Time is that on the core, so that others on the machine count little; wall time is
-among the samples.
+worker, for as long, whatever the number: the trace is repeated, with new prompts, until enough requests have come.
+Router, policies and prefix caches are the live ones. Time is that on the core, so that others on the machine count
+little; wall time is among the samples.
 
     python benchmarks/simulator_speed.py --output benchmarks/results/zen4-avx512
 """
@@ -42,7 +42,7 @@ MOST_SLOWDOWN = 2.0
 class SpeedOptions(CommonOptions):
     """What to simulate."""
 
-    requests: int = setting(10_000, "Of a run on the smallest cluster; larger ones get up to four times as many.")
+    requests: int = setting(10_000, "Of a run on the smallest cluster; larger ones get as many for each worker.")
     workers: tuple[float, ...] = setting((64.0, 256.0, 1000.0), "Sizes of clusters.")
     routing: str = setting("overlap-load", f"Of the runs that are compared; one of {', '.join(get_args(RoutingName))}.")
     rate_per_worker: float = setting(0.27, "Requests a second for each worker.")
@@ -139,7 +139,7 @@ def measure(options: SpeedOptions, progress: ProgressBar) -> Outcome:
             samples.append(run(sizes[0], routing, options.requests, options))
     for size in sizes[1:]:
         with progress.part(f"{size} workers"):
-            samples.append(run(size, routing, round(options.requests * min(size / sizes[0], 4)), options))
+            samples.append(run(size, routing, round(options.requests * size / sizes[0]), options))
     for name in others:
         with progress.part(f"{sizes[0]} workers, {name}"):
             samples.append(run(sizes[0], name, options.requests // 4, options))

@@ -11,7 +11,7 @@ from tests.transfer.machines import IN_PARTS, WHOLE, Machine, facts_of, outcome
 from diptych.core.errors import TransferError
 from diptych.core.ids import BlockId
 from diptych.transfer.frames import Challenge, Hello, Welcome
-from diptych.transfer.handshake import find_difference
+from diptych.transfer.handshake import TRANSFER_PROTOCOL, find_difference
 from diptych.transfer.memory import BlockPair
 from diptych.transfer.tcp import Connection
 
@@ -19,7 +19,7 @@ from diptych.transfer.tcp import Connection
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocol": 1}, "version of the transfer protocol differs: 2 here, 1 there"),
+        ({"protocol": 1}, f"version of the transfer protocol differs: {TRANSFER_PROTOCOL} here, 1 there"),
         ({"diptych": "1.2.4"}, "version of Diptych differs: 1.2.3 here, 1.2.4 there"),
         ({"model_key": "another"}, "the model differs: a model here, another there"),
         ({"engine": "openvino f32 KV"}, "KV precision differs: openvino bf16 KV here, openvino f32 KV there"),

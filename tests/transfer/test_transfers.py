@@ -88,6 +88,14 @@ def test_large_blocks() -> None:
         receiver.grant(1, sender, range(12))
         assert outcome(sender.push(receiver, 1, [(number, 11 - number) for number in range(12)])) is None
         assert contents(receiver) == list(reversed(contents(sender)))
+        before = contents(receiver)
+        # Their bytes are more than what is on the way at a time, and are let pass.
+        refused = sender.push(receiver, 2, [(number, number) for number in range(12)])
+        following = sender.push(receiver, 1, [(0, 0)])
+        error = outcome(refused)
+        assert error is not None and "nothing is granted" in error
+        assert outcome(following) is None
+        assert contents(receiver) == [sender.block(0), *before[1:]]
 
 
 # What is not granted

@@ -80,7 +80,7 @@ class Push(Frame, frozen=True, kw_only=True):
     targets: Blocks
     """Of the receiver's, one for each source."""
     is_inline: bool
-    """Whether the bytes follow here, once the receiver is ready."""
+    """Whether the bytes follow here at once: a receiver that refuses them lets them pass."""
     checksums: Annotated[list[Count], Meta(max_length=MAX_PUSH_BLOCKS)] | None = None
     """CRC-32 of each block, to be compared when it has landed; None: not known."""
 
@@ -90,10 +90,6 @@ class Fetch(Frame, frozen=True, kw_only=True):
 
     epoch: Epoch
     blocks: Blocks
-
-
-class Ready(Frame, frozen=True):
-    """Send the bytes."""
 
 
 class Done(Frame, frozen=True):
@@ -108,4 +104,4 @@ class Failed(Frame, frozen=True, kw_only=True):
     """Whether trying again would be of no use."""
 
 
-AnyFrame = Challenge | Hello | Welcome | Refused | Push | Fetch | Ready | Done | Failed
+AnyFrame = Challenge | Hello | Welcome | Refused | Push | Fetch | Done | Failed

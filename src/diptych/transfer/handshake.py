@@ -16,7 +16,7 @@ from diptych.core.ids import NodeId, WorkerId
 from diptych.transfer.frames import Challenge, Facts, Hello, Refused, Welcome
 from diptych.transfer.tcp import Connection
 
-TRANSFER_PROTOCOL = 2
+TRANSFER_PROTOCOL = 3
 NONCE_BYTES = 32
 
 _NAMES = {

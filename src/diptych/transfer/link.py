@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from diptych.core.errors import TransferError, TransferRefusedError
 from diptych.transfer.base import INLINE, Transport
-from diptych.transfer.frames import MAX_PUSH_BLOCKS, Done, Failed, Fetch, Push, Ready
+from diptych.transfer.frames import MAX_PUSH_BLOCKS, Done, Failed, Fetch, Push
 from diptych.transfer.handshake import Identity, greet
 from diptych.transfer.memory import BlockMemory, BlockPair
 from diptych.transfer.receiver import checksums_of
@@ -235,7 +235,6 @@ class Link:
                     log.warning("%s rests, blocks go inline to %s for %.0f s", self._transport, self.endpoint, REST_S)
                 raise
         else:
-            self._expect_ready(connection)
             connection.send_parts(self._memory.parts(sources))
             self._expect_done(connection)
 
@@ -250,11 +249,6 @@ class Link:
         self._expect_done(connection)
         targets = self._memory.parts([pair.here for pair in transfer.pairs])
         connection.receive_parts(targets, may_go_on=lambda: not transfer.is_cancelled)
-
-    def _expect_ready(self, connection: Connection) -> None:
-        answer = connection.receive()
-        if not isinstance(answer, Ready):
-            _raise(answer)
 
     def _expect_done(self, connection: Connection) -> None:
         answer = connection.receive()

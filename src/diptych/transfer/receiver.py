@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from diptych.core.errors import TransferError, TransferRefusedError
 from diptych.core.ids import BlockId
 from diptych.transfer.base import INLINE, Source, Transport
-from diptych.transfer.frames import Done, Failed, Fetch, Hello, Push, Ready
+from diptych.transfer.frames import Done, Failed, Fetch, Hello, Push
 from diptych.transfer.handshake import Admission, Identity
 from diptych.transfer.memory import BlockMemory, BlockPair
 from diptych.transfer.open_grants import Life, OpenGrants
@@ -158,9 +158,8 @@ class _Session:
         order = self._connection.receive(may_be_idle=True)
         try:
             match order:
-                case Push(epoch=epoch, targets=targets):
-                    with self._grants.filling(epoch, self._life, targets):
-                        self._take(order)
+                case Push():
+                    self._on_push(order)
                     self._connection.send(Done())
                 case Fetch(epoch=epoch, blocks=blocks):
                     with self._grants.reading(epoch, self._life, blocks):
@@ -172,12 +171,20 @@ class _Session:
         except TransferRefusedError as error:
             self._connection.send(Failed(reason=str(error), is_refused=True))
 
-    def _take(self, push: Push) -> None:
+    def _on_push(self, push: Push) -> None:
         """Fill blocks. Raises: TransferError; TransferRefusedError and _NotTakenError leave the connection usable."""
+        try:
+            with self._grants.filling(push.epoch, self._life, push.targets):
+                self._take(push)
+        except TransferRefusedError:  # before the first byte; they are on their way all the same
+            if push.is_inline:
+                self._connection.discard(len(push.sources) * self._memory.layout.block_bytes)
+            raise
+
+    def _take(self, push: Push) -> None:
         if len(push.sources) != len(push.targets):
             raise TransferRefusedError(f"{len(push.sources)} blocks for {len(push.targets)}")
         if push.is_inline:
-            self._connection.send(Ready())
             for target in push.targets:
                 self._connection.receive_parts(
                     self._memory.parts([target]), may_go_on=lambda: self._grants.is_open(push.epoch)

@@ -19,6 +19,8 @@ KEEPALIVE_IDLE_S = 5
 KEEPALIVE_PROBES = 3
 MAX_PARTS = 512
 """Runs of bytes in one system call; Linux takes up to 1,024."""
+DISCARD_BYTES = 2**18
+"""At a time."""
 
 _LENGTH = struct.Struct(">I")
 _decoder: "msgspec.msgpack.Decoder[AnyFrame]" = msgspec.msgpack.Decoder(AnyFrame)
@@ -116,6 +118,17 @@ class Connection:
             if not may_go_on():
                 raise TransferError("the grant was closed meanwhile")
             self._receive_into(part.cast("B"))
+
+    def discard(self, num_bytes: int) -> None:
+        """Receive so many bytes and forget them.
+
+        Raises: TransferError, after which this connection is of no use.
+        """
+        scratch = memoryview(bytearray(min(num_bytes, DISCARD_BYTES)))
+        while num_bytes:
+            part = scratch[:num_bytes]
+            self._receive_into(part)
+            num_bytes -= len(part)
 
     def _receive_into(self, part: memoryview) -> None:
         while part:

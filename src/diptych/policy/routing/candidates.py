@@ -23,8 +23,10 @@ MOST_READERS = 4
 def able_owners(question: Question, loads: Sequence[WorkerLoad], rules: Rules) -> list[WorkerLoad]:
     """Return who can own the request: prefill workers, which can where they have blocks, only if nobody else can."""
     num_needed = -(-question.num_most_tokens // rules.block_size)
-    able = [load for load in loads if load.num_blocks >= num_needed and load.is_accepting]
-    return [load for load in able if load.role is not Role.PREFILL] or able
+    able = [
+        load for load in loads if load.role is not Role.PREFILL and load.num_blocks >= num_needed and load.is_accepting
+    ]
+    return able or [load for load in loads if load.num_blocks >= num_needed and load.is_accepting]
 
 
 def able_readers(loads: Sequence[WorkerLoad]) -> list[WorkerLoad]:
@@ -60,7 +62,7 @@ def as_reader(load: WorkerLoad, question: Question, rules: Rules) -> Reader:
 def few_readers(readers: Sequence[WorkerLoad], question: Question) -> Sequence[WorkerLoad]:
     """Return the readers that are looked at: short queues, and long prefixes, which count for owners elsewhere."""
     few = few_shortest(readers)
-    if len(few) == len(readers) or all(load.node == readers[0].node for load in readers):
+    if len(few) == len(readers) or len({load.node for load in readers}) == 1:
         return few
     chosen = {load.worker_id for load in few}
     return [*few, *(load for load in longest_prefixes(readers, question) if load.worker_id not in chosen)]
