@@ -42,6 +42,7 @@ SETTINGS = st.fixed_dictionaries(
         "is_adaptive": st.booleans(),
         "has_tier": st.booleans(),
         "is_far": st.booleans(),
+        "is_inline": st.booleans(),
         "num_far_blocks": st.sampled_from([20, 8, 7]),
         "slo_tpot_s": st.sampled_from([0.1, 0.03, 1.0]),
         "queue_timeout_s": st.sampled_from([None, None, 3.0]),

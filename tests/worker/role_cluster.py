@@ -109,6 +109,8 @@ class RoleSettings:
     """Whether prefill workers are on another machine, with blocks of their own."""
     num_far_blocks: int = 40
     """Of each of those."""
+    is_inline: bool = False
+    """Whether blocks go to other machines inline."""
     has_tier: bool = False
     """Whether there is a tier below all workers' blocks; a load goes on only when the test says so."""
 
@@ -333,7 +335,7 @@ class RoleCluster:
         self.hasher = BlockHasher(MODEL_KEY, self._engine().layout.fingerprint, block_size=self.block_size)
         owners = settings.owners
         self.header, self._blocks = self._map_segment(owners, settings.num_blocks)
-        self.wires = Wires()
+        self.wires = Wires(is_inline=settings.is_inline)
         if settings.is_far:
             readers = [worker_id for worker_id, role in settings.roles.items() if role is Role.PREFILL]
             self._far_header, self._far_blocks = self._map_segment(readers, settings.num_far_blocks)

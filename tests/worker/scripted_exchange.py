@@ -2,7 +2,7 @@
 
 What a transfer does to sender and receiver is as in transfer/link.py and transfer/receiver.py: it begins when its turn
 comes and the receiver's grants let it, moves bytes, and ends; one that is cancelled while it is under way is over at
-once for its sender, and may go on for a while at the receiver's end.
+once for its sender, and may go on for a while at the receiver's end, unless the bytes come inline.
 """
 
 from collections.abc import Sequence
@@ -47,12 +47,18 @@ class Moving:
 
     def move(self) -> None:
         """Move the bytes, whoever still wants them, and let go of the grant."""
-        for here, there in self._transfer.pairs:
+        is_inline = self._transfer.is_inline and not self.is_fetch
+        pairs = self._transfer.pairs
+        if is_inline and self._transfer.is_over:
+            pairs = pairs[: len(pairs) // 2]  # what was sent before the connection was cut
+        for here, there in pairs:
             if self._transfer.is_fetch:
                 if not self._transfer.is_over:  # else its sender has hung up, and receives nothing
                     _copy(self.receiver.memory, there, self._sender, here)
             elif self.receiver.grants.is_open(self._transfer.epoch):
                 _copy(self._sender, here, self.receiver.memory, there)
+        if is_inline and len(pairs) == len(self.targets) and self.receiver.grants.is_open(self.epoch):
+            self.receiver.grants.note_landed(self.epoch, self.targets)
         self._stack.close()
 
 
@@ -65,6 +71,7 @@ class ScriptedTransfer(Transfer):
         self.is_fetch = is_fetch
         self.is_cancelled = self.is_over = False
         self.error: str | None = None
+        self.is_inline = link.is_inline
 
     def cancel(self) -> None:
         self.end("it was cancelled")
@@ -89,6 +96,10 @@ class ScriptedLink(Link):
     @property
     def is_unreachable(self) -> bool:
         return self.is_down
+
+    @property
+    def is_inline(self) -> bool:
+        return self._exchange.wires.is_inline
 
     def push(self, epoch: int, pairs: Sequence[BlockPair]) -> Transfer:
         return self._add(ScriptedTransfer(self, epoch, pairs, is_fetch=False))
@@ -170,7 +181,8 @@ class ScriptedExchange(Exchange):
 class Wires:
     """All connections between the machines of a test."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_inline: bool) -> None:
+        self.is_inline = is_inline
         self.receivers: dict[str, ScriptedReceiver] = {}
         self.exchanges: list[ScriptedExchange] = []
 

@@ -7,6 +7,7 @@ from tests.worker.role_cluster import Heard, RoleCluster, start_roles
 from diptych.core.events import Lifecycle
 from diptych.core.messages import Filled, Grant, GrantEnded, Pushed
 from diptych.engine.modeled_engine import expected_tokens
+from diptych.worker.sequence import Sequence, SequenceState
 
 VOCAB_SIZE = 1000
 LONG = [7 * i % 900 for i in range(200)]
@@ -58,6 +59,57 @@ def test_the_first_token_does_not_wait_for_what_moves() -> None:
     assert len(heard.tokens) == 1
     assert not cluster.letters.queues.get(("prefill-0", "decode-0"))
     finish(cluster)
+
+
+def say_ahead(cluster: RoleCluster) -> Sequence:
+    """Have a prompt read whose blocks go inline, and its owner told so; return it. Nothing has moved yet."""
+    cluster.submit(LONG)
+    deliver_until_granted(cluster)
+    cluster.step("prefill-0")
+    cluster.deliver("prefill-0", "decode-0")
+    (sequence,) = cluster.workers["decode-0"].decode.roster.placed
+    assert sequence.state is SequenceState.GRANTED
+    return sequence
+
+
+def test_said_ahead_its_owner_goes_on_as_soon_as_all_has_landed() -> None:
+    cluster = start_roles(is_far=True, is_inline=True, chunk_tokens=256)
+    sequence = say_ahead(cluster)
+    cluster.transfer()
+    assert sequence.state is SequenceState.GRANTED, "it is moving"
+    cluster.transfer()
+
+    assert sequence.is_decoding, "though nobody has said that it has landed"
+    finish(cluster)
+    (heard,) = cluster.heard.values()
+    assert heard.answer == greedy(heard)
+
+
+def test_said_ahead_what_does_not_come_is_read_by_its_owner() -> None:
+    cluster = start_roles(is_far=True, is_inline=True, chunk_tokens=256)
+    sequence = say_ahead(cluster)
+    cluster.transfer()
+    (link,) = cluster.wires.links()
+    link.waiting[0].end("a cable was pulled")
+    cluster.transfer()
+
+    assert sequence.state is SequenceState.GRANTED
+    finish(cluster)
+    (heard,) = cluster.heard.values()
+    assert heard.answer == greedy(heard)
+    assert num_moved_blocks(cluster) == 0
+
+
+def test_said_ahead_it_does_not_matter_that_the_sender_has_not_heard_what_has_landed() -> None:
+    cluster = start_roles(is_far=True, is_inline=True, chunk_tokens=256)
+    sequence = say_ahead(cluster)
+    cluster.transfer()
+    cluster.transfer(does_fail=True)
+
+    assert sequence.is_decoding
+    finish(cluster)
+    (heard,) = cluster.heard.values()
+    assert heard.answer == greedy(heard)
 
 
 def test_blocks_move_while_the_next_are_computed() -> None:
@@ -312,6 +364,25 @@ def test_a_writer_of_this_machine_pushes_nothing() -> None:
     epoch = worker.decode.roster.placed[0].epoch
     worker.receive(Pushed(request_id=heard.request.request_id, epoch=epoch, num_tokens=64))
     assert worker.dropped.num_dropped == 1
+    finish(cluster)
+
+
+def test_a_writer_of_this_machine_says_nothing_ahead() -> None:
+    cluster = start_roles()
+    heard = cluster.submit(LONG)
+    deliver_until_granted(cluster)
+    (sequence,) = cluster.workers["decode-0"].decode.roster.placed
+    filled = Filled(
+        request_id=heard.request.request_id,
+        epoch=sequence.epoch,
+        first_tokens=[cluster.first_token(heard)],
+        prompt_logprobs=None,
+        prefill_started_s=1.0,
+        first_token_s=2.0,
+        is_ahead=True,
+    )
+    cluster.workers["decode-0"].receive(filled)
+    assert cluster.workers["decode-0"].dropped.num_dropped == 1
     finish(cluster)
 
 

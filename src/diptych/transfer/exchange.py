@@ -28,8 +28,8 @@ class Exchange:
 
         `reached_at`: how others reach this machine, if not at `host`. `router_host`: what it means if others say of
         themselves that they are reached as the router is.
-        `on_change` is called, by other threads, when a transfer is over. `has_checksums`: blocks are compared when they
-        have arrived.
+        `on_change` is called, by other threads, when a transfer is over or blocks have landed. `has_checksums`: blocks
+        are compared when they have arrived.
 
         Raises: TransferError if it cannot listen.
         """
@@ -40,7 +40,7 @@ class Exchange:
         self._has_checksums = has_checksums
         self._transports = dict(transports)
         self._links: dict[str, Link] = {}
-        self.receiver = Receiver(host, identity, memory, self._transports, reached_at)
+        self.receiver = Receiver(host, identity, memory, self._transports, on_change, reached_at)
 
     def link(self, endpoint: str) -> Link:
         """Return the link to a receiver; it connects when there is something to send."""

@@ -97,6 +97,11 @@ class Link:
         """Whether the receiver could not be connected to of late, and is not tried again yet."""
         return time.monotonic() < self._unreachable_until_s
 
+    @property
+    def is_inline(self) -> bool:
+        """Whether blocks go inline, as far as is known: then they arrive as they were, or not at all."""
+        return not self._transports or (self._greeted_s > 0 and self._transport not in self._transports)
+
     def push(self, epoch: int, pairs: Sequence[BlockPair]) -> Transfer:
         """Have blocks of the peer filled, under an epoch of its, with what those here hold from now to the end."""
         return self._put(Transfer(self, epoch, pairs, is_fetch=False))

@@ -14,7 +14,7 @@ anyone between.
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diptych.core.errors import TransferRefusedError
 from diptych.core.ids import BlockId, WorkerId
@@ -32,6 +32,8 @@ class _Grant:
     readable: frozenset[BlockId]
     is_open: bool = True
     is_busy: bool = False
+    landed: set[BlockId] = field(default_factory=set)
+    """What holds what it should whatever its writer has done since it was sent."""
 
 
 class OpenGrants:
@@ -66,6 +68,17 @@ class OpenGrants:
         with self._lock:
             grant = self._grants.get(epoch)
             return grant is not None and grant.is_open
+
+    def note_landed(self, epoch: int, blocks: Iterable[BlockId]) -> None:
+        """Write down that blocks hold all that was sent to them. Within `filling`."""
+        with self._lock:
+            self._grants[epoch].landed.update(blocks)
+
+    def have_landed(self, epoch: int, blocks: Collection[BlockId]) -> bool:
+        """Tell whether all of these blocks are noted so under a grant that is open, and nothing moves there."""
+        with self._lock:
+            grant = self._grants.get(epoch)
+            return grant is not None and grant.is_open and not grant.is_busy and grant.landed.issuperset(blocks)
 
     @contextmanager
     def filling(self, epoch: int, writer: Life, targets: Collection[BlockId]) -> Iterator[None]:

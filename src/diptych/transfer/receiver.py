@@ -9,7 +9,7 @@ import logging
 import socket
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from diptych.core.errors import TransferError, TransferRefusedError
 from diptych.core.ids import BlockId
@@ -27,16 +27,18 @@ log = logging.getLogger(__name__)
 class Receiver:
     """Listens from its making to `close`. Its worker's loop opens and closes `grants`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it works with
         self,
         host: str,
         identity: Identity,
         memory: BlockMemory,
         transports: Mapping[str, Transport],
+        on_change: Callable[[], None],
         reached_at: str | None = None,
     ) -> None:
         """Listen at a free port of `host`. `reached_at`: how senders reach this machine, if that is something else.
 
+        `on_change` is called, by other threads, when blocks have landed.
         `transports`: by which blocks are taken if the sender has them too, the best first.
 
         Raises: TransferError if it cannot.
@@ -45,6 +47,7 @@ class Receiver:
         self._identity = identity
         self._memory = memory
         self._transports = dict(transports)
+        self._on_change = on_change
         self._connections: dict[Connection, Life | None] = {}
         self._lock = threading.Lock()
         self._is_closing = False
@@ -120,7 +123,7 @@ class Receiver:
         with self._lock:
             self._connections[connection] = life
         name, source = self._choose(hello)
-        session = _Session(connection, life, self._memory, self.grants, source)
+        session = _Session(connection, life, self._memory, self.grants, source, self._on_change)
         admission.welcome(hello, name)
         return session
 
@@ -139,14 +142,21 @@ class Receiver:
 class _Session:
     """A sender that has been let in. Owned by its connection's thread."""
 
-    def __init__(
-        self, connection: Connection, life: Life, memory: BlockMemory, grants: OpenGrants, source: Source | None
+    def __init__(  # noqa: PLR0913, PLR0917  the parts that it works with
+        self,
+        connection: Connection,
+        life: Life,
+        memory: BlockMemory,
+        grants: OpenGrants,
+        source: Source | None,
+        on_landed: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._life = life
         self._memory = memory
         self._grants = grants
         self._source = source
+        self._on_landed = on_landed
 
     def close(self) -> None:
         """Forget the sender's memory."""
@@ -160,6 +170,7 @@ class _Session:
             match order:
                 case Push():
                     self._on_push(order)
+                    self._on_landed()
                     self._connection.send(Done())
                 case Fetch(epoch=epoch, blocks=blocks):
                     with self._grants.reading(epoch, self._life, blocks):
@@ -192,6 +203,8 @@ class _Session:
         else:
             self._read(push)
         self._compare(push)
+        if push.is_inline:  # what is read may have been something else by then: its sender must say that it was not
+            self._grants.note_landed(push.epoch, push.targets)
 
     def _read(self, push: Push) -> None:
         if self._source is None:

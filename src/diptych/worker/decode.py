@@ -93,6 +93,8 @@ class DecodeRole:
 
     def admit(self) -> None:
         """Give places to those that wait. Also called while a step runs: a prefill worker need not wait for it."""
+        for filled in self.roster.grants.take_landed():
+            self._on_filled(filled)
         for sequence, error in self.roster.take_compiled():
             if error is not None:
                 self._fail(sequence, FailureKind.INVALID, str(error))
@@ -180,9 +182,11 @@ class DecodeRole:
                     self._read_here(handoff, reason)
 
     def _on_filled(self, message: Filled) -> None:
+        if message.is_ahead and not self.roster.grants.has_landed(message):
+            return
         handoff = self.roster.settle(message.epoch)
         if handoff is None:
-            log.info("nobody waits for what was filled under epoch %d", message.epoch)
+            log.debug("nobody waits for what was filled under epoch %d", message.epoch)
             return
         sequence = handoff.sequence
         if self.roster.grants.far.is_far(handoff.writer):

@@ -46,6 +46,13 @@ class FarWriters:
         readable, writable = sequence.block_table[:num_computed], sequence.block_table[num_computed:]
         self._receiver.grants.open(sequence.epoch, (writer.worker_id, writer.incarnation), writable, readable)
 
+    def has_landed(self, sequence: Sequence, block_size: int) -> bool:
+        """Tell whether all of a prompt is in its blocks that was granted to a worker of another machine."""
+        first, last = sequence.num_computed_tokens // block_size, -(-sequence.num_prompt_tokens // block_size)
+        return self._receiver is not None and self._receiver.grants.have_landed(
+            sequence.epoch, sequence.block_table[first:last]
+        )
+
     def close(self, epoch: int, writer: PeerAddress) -> bool:
         """End what may be filled under a grant; tell whether no byte moves any more: its blocks are this worker's."""
         if self._receiver is None or not self.is_far(writer):

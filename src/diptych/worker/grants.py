@@ -10,7 +10,7 @@ from diptych.core.control import WorkerOrder
 from diptych.core.errors import PeerUnreachableError
 from diptych.core.events import Lifecycle
 from diptych.core.ids import WorkerId
-from diptych.core.messages import Grant, Message, PeerAddress, Remind, Revoke
+from diptych.core.messages import Filled, Grant, Message, PeerAddress, Remind, Revoke
 from diptych.transfer.receiver import Receiver
 from diptych.wire.mailbox import Outbox
 from diptych.worker.far_writers import FarWriters
@@ -112,6 +112,18 @@ class Grants:
     def get(self, epoch: int) -> Handoff | None:
         """Return what is granted under `epoch` and has not been answered; None: nothing."""
         return self._handoffs.get(epoch)
+
+    def has_landed(self, filled: Filled) -> bool:
+        """Tell whether all is here of a prompt of which that has been said ahead; if not, keep what was said."""
+        handoff = self._handoffs.get(filled.epoch)
+        if handoff is not None:
+            handoff.ahead = filled
+            handoff.sequence.note_first(Lifecycle.PREFILL_STARTED, filled.prefill_started_s)
+        return handoff is not None and self.far.has_landed(handoff.sequence, self._blocks.block_size)
+
+    def take_landed(self) -> list[Filled]:
+        """Return what has been said ahead of prompts of which all has landed since."""
+        return self._handoffs.take_landed(lambda one: self.far.has_landed(one, self._blocks.block_size))
 
     def settle(self, epoch: int) -> Handoff | None:
         """Close what was granted under `epoch`: its writer is done. None if no sequence wants its blocks any more."""

@@ -11,17 +11,19 @@ answer with HTTP 200.)
     abandoned  --Filled, GrantEnded, PeerGone-->  settled: its blocks are freed
 
 A writer on another machine writes nothing here: it has blocks filled by this worker's receiver, for as long as that is
-let (far_writers.py). So its grant can be settled at any time, whatever has become of it.
+let (far_writers.py). So its grant can be settled at any time, whatever has become of it. It may say `Filled` ahead,
+while its last bytes are on their way: that counts when the receiver has them all.
 
 A grant of which nothing is heard for a while may be lost, or its answer: its writer is asked (`Remind`). One that has
 it says so (`GrantHeld`), even in the midst of a step, and is left in peace: a long queue is no fault. One that does not
 know it says `GrantEnded`. One that says nothing is reported, to be killed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from diptych.core.ids import BlockId, WorkerId
-from diptych.core.messages import PeerAddress
+from diptych.core.messages import Filled, PeerAddress
 from diptych.worker.sequence import Sequence
 
 
@@ -36,6 +38,8 @@ class Handoff:
     """When it was opened, or its writer last said that it has it."""
     asked_s: float | None = None
     """When its writer was asked; None: no answer is due."""
+    ahead: Filled | None = None
+    """What its writer, on another machine, has said of the whole prompt while some of it was on its way."""
     abandoned_blocks: list[BlockId] | None = None
     """Blocks to free when the writer is done; None as long as the sequence wants them."""
     is_quiet: bool = False
@@ -72,6 +76,15 @@ class Handoffs:
         handoff.abandoned_blocks = sequence.block_table
         sequence.block_table = []
         return handoff
+
+    def take_landed(self, has_landed: Callable[[Sequence], bool]) -> list[Filled]:
+        """Return what was said of prompts of which all has landed by now; once each."""
+        taken: list[Filled] = []
+        for handoff in self._by_epoch.values():
+            if handoff.ahead is not None and has_landed(handoff.sequence):
+                taken.append(handoff.ahead)
+                handoff.ahead = None
+        return taken
 
     def on_held(self, epoch: int, now_s: float) -> None:
         """Note that a grant's writer has it."""

@@ -318,9 +318,12 @@ class Inspector:
             return None  # an answer to an older grant, which is nobody's any more
         if handoff.sequence.request_id != message.request_id:
             return f"epoch {message.epoch} is that of another request than {message.request_id}"
-        if isinstance(message, Filled):
-            return self._find_first_tokens_fault(message, handoff)
-        return self._find_pushed_fault(message, handoff, is_far=self._decode.roster.grants.far.is_far(handoff.writer))
+        is_far = self._decode.roster.grants.far.is_far(handoff.writer)
+        if isinstance(message, Pushed):
+            return self._find_pushed_fault(message, handoff, is_far=is_far)
+        if message.is_ahead and not is_far:
+            return f"{handoff.writer.worker_id} is of this machine, where nothing is on its way"
+        return self._find_first_tokens_fault(message, handoff)
 
     def _find_pushed_fault(self, message: Pushed, handoff: Handoff, *, is_far: bool) -> str | None:
         if not is_far:

@@ -8,13 +8,18 @@ alone that the owner does not have; what was read stays in the cache here.
     waiting  --room-->  fetching  -->  reading (in the role's queue)  --finish-->  pushing  --all landed-->  `Filled`
                   any of them  --end-->  ending  --nothing moves any more-->  `GrantEnded`
 
-Invariants: `Filled` and `Pushed` say only what the receiver has said has landed; blocks here are not given up while a
-transfer touches them; whatever happens to a transfer, its grant is answered.
+Where the last bytes go inline, `Filled` is also said ahead, beside them: the owner goes on as soon as its receiver has
+them all, and not a round trip later (docs/adr/0039).
+
+Invariants: `Pushed`, and `Filled` that is not said ahead, say only what the receiver has said has landed; blocks here
+are not given up while a transfer touches them; whatever happens to a transfer, its grant is answered.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+import msgspec
 
 from diptych.core.control import WorkerOrder
 from diptych.core.cost_model import CostModel
@@ -178,8 +183,11 @@ class RemotePrompts:
     # Its end
 
     def finish(self, prompt: GrantedPrompt, filled: Filled) -> None:
-        """Say `filled` when all blocks have landed: the whole prompt has been read."""
-        self._visit_of(prompt).answer = filled
+        """Say `filled` when all blocks have landed: the whole prompt has been read. Say it ahead where that is safe."""
+        visit = self._visit_of(prompt)
+        visit.answer = filled
+        if visit.transfers and visit.fault is None and self._exchange.link(visit.endpoint).is_inline:
+            self._tell(prompt.grant.decode, msgspec.structs.replace(filled, is_ahead=True))
 
     def end(self, prompt: GrantedPrompt, reason: str) -> None:
         """Give a grant back as soon as nothing moves any more."""
@@ -228,7 +236,7 @@ class RemotePrompts:
                 self._take_fetched(visit, transfer, num_tokens)
             elif transfer.error is not None:
                 visit.fault = visit.fault or transfer.error
-            elif visit.fault is None and not isinstance(visit.answer, GrantEnded):
+            elif visit.fault is None and visit.answer is None:
                 pushed = Pushed(request_id=grant.request_id, epoch=grant.epoch, num_tokens=num_tokens)
                 self._tell(grant.decode, pushed)
 

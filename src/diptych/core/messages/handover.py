@@ -73,6 +73,9 @@ class Filled(Message, frozen=True, kw_only=True):
     """As in `Started`."""
     prefill_started_s: Moment
     first_token_s: Moment
+    is_ahead: bool = False
+    """Said by a worker of another machine while the last bytes are on their way, inline: it counts when your receiver
+    has them all. It will be said again then."""
 
 
 class GrantEnded(Message, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ import msgspec
 from diptych.core.bounds import ENDPOINT, NAME, NODE_NAME, Count
 from diptych.core.ids import NO_NODE, NodeId, WorkerId
 
-PROTOCOL_VERSION = 9
+PROTOCOL_VERSION = 10
 """Stands before every message (wire/frame.py). It changes with any of them, and is at most 255."""
 
 
