@@ -16,6 +16,7 @@ from diptych.core.slo import Slo
 from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX512_CORE
 from diptych.policy.pairing import WorkerLoad
 from diptych.policy.routing.by_name import POLICIES
+from diptych.policy.routing.fleet import Fleet
 from diptych.policy.routing.question import Question, RoutingPolicy, Rules
 from harness.options import Options, setting
 from harness.program import Outcome, ProgressBar, run_program
@@ -38,7 +39,7 @@ def measure(options: RoutingOptions, progress: ProgressBar) -> Outcome:
     """Ask every policy the same questions."""
     progress.expect(len(POLICIES))
     draw = random.Random(options.seed)
-    loads = [make_load(number, draw) for number in range(options.num_workers)]
+    loads = Fleet.of([make_load(number, draw) for number in range(options.num_workers)])
     owners = [load.worker_id for load in loads if load.role is Role.DECODE]
     questions = [make_question(owners, options.prompt_tokens, draw) for _ in range(options.num_decisions)]
     samples: dict[str, list[float]] = {}
@@ -91,7 +92,7 @@ def make_question(owners: list[WorkerId], prompt_tokens: int, draw: random.Rando
     return Question(prompt_tokens, matched, 200.0, prompt_tokens + 1_000)
 
 
-def _duration_s(policy: RoutingPolicy, question: Question, loads: list[WorkerLoad], turn: int, seed: int) -> float:
+def _duration_s(policy: RoutingPolicy, question: Question, loads: Fleet, turn: int, seed: int) -> float:
     rules = Rules(Slo(10.0, 0.05), BLOCK_SIZE, 32)
     chance = random.Random(seed)
     begin_s = time.perf_counter()

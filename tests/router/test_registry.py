@@ -165,9 +165,9 @@ def test_a_snapshot_is_never_older_than_what_is_known(bench: Bench) -> None:
 
     assert seen() == (20, 1, True)
     for field in ("context_tokens", "prefill_tokens", "unread"):
-        before = bench.registry.worker_loads(block_size=4)
+        before = list(bench.registry.worker_loads(block_size=4))
         getattr(life.ledger, field).assign(RequestId("a"), 1)
-        assert bench.registry.worker_loads(block_size=4) != before, field
+        assert list(bench.registry.worker_loads(block_size=4)) != before, field
     life.ledger.blocks.assign(RequestId("a"), 5)
     life.ledger.unread.release(RequestId("a"))
     assert seen() == (25, 1, True)

@@ -21,6 +21,7 @@ from diptych.core.messages import Heartbeat, PeerAddress, Role, WorkerState, Wor
 from diptych.core.service import WorkerInfo
 from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX512_CORE
 from diptych.policy.pairing import WorkerLoad
+from diptych.policy.routing.fleet import Fleet
 from diptych.router.ledger import Ledger
 
 UNKNOWN_COSTS = SMOLLM2_135M_ONE_AVX512_CORE
@@ -67,7 +68,7 @@ class WorkerRegistry:
         self._started_s = clock.now_s()
         self._lives: dict[WorkerId, WorkerLife] = {}
         # Most workers change little between requests: what routing saw of them last is kept, and who has changed.
-        self._loads: dict[WorkerId, WorkerLoad] = {}
+        self._fleet = Fleet()
         self._stale: dict[WorkerId, None] = {}
         """A set that keeps its order: the same messages give the same snapshots, and in the same order."""
         self._next_silence_s = math.inf
@@ -216,8 +217,8 @@ class WorkerRegistry:
         """Whether every expected worker has been past starting at least once."""
         return not self._not_yet_up
 
-    def worker_loads(self, block_size: int) -> list[WorkerLoad]:
-        """Return a snapshot of all workers; `block_size` is the same each time."""
+    def worker_loads(self, block_size: int) -> Fleet:
+        """Return all workers as they are until the next call; `block_size` is the same each time."""
         now_s = self._clock.now_s()
         if now_s > self._next_silence_s:
             self._stale.update(dict.fromkeys(self._lives))
@@ -226,11 +227,11 @@ class WorkerRegistry:
         for worker_id in self._stale:
             life = self._lives.get(worker_id)
             if life is not None:
-                self._loads[worker_id] = self._worker_load(life, block_size, now_s)
+                self._fleet.put(self._worker_load(life, block_size, now_s))
             else:  # its machine has left
-                self._loads.pop(worker_id, None)
+                self._fleet.drop(worker_id)
         self._stale.clear()
-        return list(self._loads.values())
+        return self._fleet
 
     def _worker_load(self, life: WorkerLife, block_size: int, now_s: float) -> WorkerLoad:
         ledger, status = life.ledger, life.status

@@ -63,6 +63,6 @@ def least_loaded(
     if not owners:
         return None
     owner = min(owners, key=lambda load: (is_full(load, question, rules), busy(load)))
-    queues = shortest_queues(able_readers(loads), question, rules)
+    queues = shortest_queues(loads, question, rules)
     reader = soonest_reader(owner, question.num_cached(owner.worker_id), queues, question, rules)
     return route(owner, reader.load, question, rules)

@@ -5,11 +5,11 @@ With many workers a policy that predicts would take long: it looks closely at a 
 
 from collections.abc import Collection, Sequence
 from heapq import nsmallest
-from operator import attrgetter
 
-from diptych.core.ids import NodeId, WorkerId
+from diptych.core.ids import WorkerId
 from diptych.core.messages import Role
-from diptych.policy.pairing import CHUNK_TOKENS, Pair, Reader, WorkerLoad, predict_pair
+from diptych.policy.pairing import Pair, Reader, WorkerLoad, predict_pair
+from diptych.policy.routing.fleet import Fleet, Places, Pool
 from diptych.policy.routing.question import Question, Route, Rules
 
 MOST_MATCHED = 6
@@ -21,17 +21,22 @@ MOST_READERS = 4
 
 
 def able_owners(question: Question, loads: Sequence[WorkerLoad], rules: Rules) -> list[WorkerLoad]:
-    """Return who can own the request: prefill workers, which can where they have blocks, only if nobody else can."""
+    """Return who can own the request."""
+    pool, places = owners_pool(question, Fleet.of(loads), rules)
+    return pool.at(places)
+
+
+def owners_pool(question: Question, fleet: Fleet, rules: Rules) -> tuple[Pool, Places]:
+    """Return where those are who can own the request: prefill workers, which can where they have blocks, at need."""
     num_needed = -(-question.num_most_tokens // rules.block_size)
-    able = [
-        load for load in loads if load.role is not Role.PREFILL and load.num_blocks >= num_needed and load.is_accepting
-    ]
-    return able or [load for load in loads if load.num_blocks >= num_needed and load.is_accepting]
+    writers = fleet.writers.able(num_needed)
+    return (fleet.writers, writers) if len(writers) else (fleet.readers, fleet.readers.able(num_needed))
 
 
 def able_readers(loads: Sequence[WorkerLoad]) -> list[WorkerLoad]:
     """Return who may read prompts for others."""
-    return [load for load in loads if load.role is Role.PREFILL and load.is_accepting]
+    readers = Fleet.of(loads).readers
+    return readers.at(readers.able())
 
 
 def reads_itself(owner: WorkerLoad, num_uncached: int, rules: Rules) -> bool:
@@ -49,9 +54,9 @@ def is_full(owner: WorkerLoad, question: Question, rules: Rules) -> bool:
     return owner.num_used_blocks + -(-num_uncached // rules.block_size) > owner.num_blocks
 
 
-def shortest_queues(readers: Sequence[WorkerLoad], question: Question, rules: Rules) -> list[Reader]:
+def shortest_queues(loads: Sequence[WorkerLoad], question: Question, rules: Rules) -> list[Reader]:
     """Return the readers that will be done first with what they have to read already, and those with long prefixes."""
-    return [as_reader(load, question, rules) for load in few_readers(readers, question)]
+    return [as_reader(load, question, rules) for load in few_readers(loads, question)]
 
 
 def as_reader(load: WorkerLoad, question: Question, rules: Rules) -> Reader:
@@ -59,43 +64,15 @@ def as_reader(load: WorkerLoad, question: Question, rules: Rules) -> Reader:
     return Reader.of(load, rules.slo, question.num_answer_tokens, question.num_cached(load.worker_id))
 
 
-def few_readers(readers: Sequence[WorkerLoad], question: Question) -> Sequence[WorkerLoad]:
+def few_readers(loads: Sequence[WorkerLoad], question: Question) -> list[WorkerLoad]:
     """Return the readers that are looked at: short queues, and long prefixes, which count for owners elsewhere."""
-    few = few_shortest(readers)
-    if len(few) == len(readers) or len({load.node for load in readers}) == 1:
+    readers = Fleet.of(loads).readers
+    few = readers.shortest_queues(MOST_READERS)
+    if len({load.node for load in few}) <= 1:
         return few
     chosen = {load.worker_id for load in few}
-    return [*few, *(load for load in longest_prefixes(readers, question) if load.worker_id not in chosen)]
-
-
-def few_shortest(readers: Sequence[WorkerLoad]) -> Sequence[WorkerLoad]:
-    """Return a few readers of each machine with the shortest queues in seconds, answers of their own not counted."""
-    if len(readers) <= MOST_READERS:
-        return readers
-    nodes = {load.node for load in readers}
-    idle = [load for load in readers if not (load.num_queued_tokens or load.num_queued_pairs)]
-    if len(idle) >= MOST_READERS and len(nodes) == 1:  # nobody's queue is shorter
-        return nsmallest(MOST_READERS, idle, key=attrgetter("worker_id"))
-    # Most workers share one cost model.
-    models = {id(load.costs): load.costs for load in readers}
-    token_s = {key: costs.prefill_s(CHUNK_TOKENS, 0, CHUNK_TOKENS) / CHUNK_TOKENS for key, costs in models.items()}
-    # Tuples are compared faster than a key is asked for; two workers never have one id.
-    queues = [
-        (
-            (load.num_queued_tokens * token_s[id(load.costs)] + load.num_queued_pairs * load.costs.pair_s)
-            * load.cost_scale,
-            load.worker_id,
-            index,
-        )
-        for index, load in enumerate(readers)
-    ]
-    near: dict[NodeId, list[tuple[float, WorkerId, int]]] = {}
-    if len(nodes) == 1:
-        near[readers[0].node] = queues
-    else:
-        for load, queue in zip(readers, queues, strict=True):
-            near.setdefault(load.node, []).append(queue)
-    return [readers[index] for own in near.values() for _, _, index in nsmallest(MOST_READERS, own)]
+    others = longest_prefixes(readers.at(readers.able()), question)
+    return [*few, *(load for load in others if load.worker_id not in chosen)]
 
 
 def soonest_reader(

@@ -17,7 +17,6 @@ from diptych.core.ids import NodeId, WorkerId
 from diptych.policy.pairing import Pair, WorkerLoad
 from diptych.policy.routing.candidates import (
     able_owners,
-    able_readers,
     is_full,
     shortest_queues,
     shortlist,
@@ -43,7 +42,7 @@ def prefix_local(
 def _soonest(
     question: Question, loads: Sequence[WorkerLoad], rules: Rules, holders: Mapping[NodeId, WorkerId]
 ) -> Route | None:
-    queues = shortest_queues(able_readers(loads), question, rules)
+    queues = shortest_queues(loads, question, rules)
     candidates = [
         (_order(route.pair, is_full(owner, question, rules), rules), route)
         for owner in shortlist(able_owners(question, loads, rules), question)

@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from itertools import compress
 from operator import attrgetter
 
+import numpy as np
+
 from diptych.policy.pairing import WorkerLoad
-from diptych.policy.routing.candidates import (
-    able_owners,
-    able_readers,
-    is_full,
-    route,
-    shortest_queues,
-    soonest_reader,
-)
+from diptych.policy.routing.candidates import is_full, owners_pool, route, shortest_queues, soonest_reader
+from diptych.policy.routing.fleet import Column, Fleet, Pool
 from diptych.policy.routing.question import Chance, Question, Route, Rules
 
 
@@ -44,45 +40,44 @@ def overlap_load(
     temperature above 0 a draw by softmax over normalised costs. We differ in that each sequence has a cost besides its
     blocks, and that a full worker is last whatever it has cached.
     """
-    owners = able_owners(question, loads, rules)
-    if not owners:
+    fleet = Fleet.of(loads)
+    pool, places = owners_pool(question, fleet, rules)
+    if not len(places):
         return None
-    costs = costs_of(owners, new_blocks(owners, question, rules), rules)
-    owner = _cheapest(owners, costs)
+    costs = costs_of(pool, question, rules)[places]
+    (owner,) = pool.cheapest(places, costs, 1)
     if rules.temperature > 0 or is_full(owner, question, rules):
+        owners, prices = pool.at(places), costs.tolist()
         has_room = [not is_full(load, question, rules) for load in owners]
         if any(has_room):
-            owners, costs = list(compress(owners, has_room)), list(compress(costs, has_room))
-        owner = choose_owner(owners, costs, rules.temperature, chance)
-    queues = shortest_queues(able_readers(loads), question, rules)
+            owners, prices = list(compress(owners, has_room)), list(compress(prices, has_room))
+        owner = choose_owner(owners, prices, rules.temperature, chance)
+    queues = shortest_queues(fleet, question, rules)
     reader = soonest_reader(owner, question.num_cached(owner.worker_id), queues, question, rules)
     return route(owner, reader.load, question, rules)
 
 
-def new_blocks(owners: Sequence[WorkerLoad], question: Question, rules: Rules) -> list[int]:
-    """Return how many blocks of the prompt each owner has not cached."""
-    num_all = -(-question.num_prompt_tokens // rules.block_size)
+def costs_of(pool: Pool, question: Question, rules: Rules, weights: Weights = DEFAULT_WEIGHTS) -> Column:
+    """Return what placing a request on each worker of a pool costs, by place."""
+    queued = np.ceil(pool.num_queued_tokens / rules.block_size)
+    in_use = weights.used_block * pool.num_used_blocks + weights.sequence * pool.num_sequences
+    return new_blocks(pool, question, rules) + queued + in_use
+
+
+def new_blocks(pool: Pool, question: Question, rules: Rules) -> Column:
+    """Return how many blocks of the prompt each worker of a pool has not cached, by place."""
+    num_prompt, size = question.num_prompt_tokens, rules.block_size
+    news = np.full(len(pool.loads), float(-(-num_prompt // size)))
     # Most have nothing of it, or the same system prompt.
-    left = {0: num_all}
-    for num_matched in set(question.matched_tokens.values()):
-        num_cached = min(num_matched, question.num_prompt_tokens - 1)
-        left[num_matched] = -(-(question.num_prompt_tokens - num_cached) // rules.block_size)
-    find = question.matched_tokens.get
-    return [left[find(load.worker_id, 0)] for load in owners]
-
-
-def costs_of(
-    owners: Sequence[WorkerLoad], news: Sequence[int], rules: Rules, weights: Weights = DEFAULT_WEIGHTS
-) -> list[float]:
-    """Return what placing a request on each owner costs, which has to compute so many blocks of it (`news`)."""
-    block_size, used_block, sequence = rules.block_size, weights.used_block, weights.sequence
-    return [
-        num_new
-        - (-load.num_queued_tokens // block_size)
-        + used_block * load.num_used_blocks
-        + sequence * (load.num_answers + load.num_unread)
-        for load, num_new in zip(owners, news, strict=True)
-    ]
+    left = {
+        count: -(-(num_prompt - min(count, num_prompt - 1)) // size) for count in set(question.matched_tokens.values())
+    }
+    holders = [(pool.place_of(worker_id), left[count]) for worker_id, count in question.matched_tokens.items()]
+    known = [(place, num_new) for place, num_new in holders if place is not None]
+    if known:
+        places, values = zip(*known, strict=True)
+        news[list(places)] = values
+    return news
 
 
 def choose_owner(loads: Sequence[WorkerLoad], costs: Sequence[float], temperature: float, chance: Chance) -> WorkerLoad:

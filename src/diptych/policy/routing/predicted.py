@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from diptych.policy.pairing import WorkerLoad, choose_pair, predict_pair
-from diptych.policy.routing.candidates import able_owners, able_readers, as_reader, busy, few_readers, longest_prefixes
+from diptych.policy.routing.candidates import able_owners, as_reader, busy, few_readers, longest_prefixes
 from diptych.policy.routing.question import Chance, Question, Route, Rules
 from diptych.policy.routing.replication import best_holders, delayed, holder_for, plan_copy
 
@@ -57,5 +57,5 @@ def _looked_at(question: Question, loads: Sequence[WorkerLoad], rules: Rules) ->
         return loads
     owners = sorted(able_owners(question, loads, rules), key=busy)
     some = owners[:: -(-len(owners) // NUM_SPREAD)] if owners else []
-    chosen = (*longest_prefixes(owners, question), *some, *few_readers(able_readers(loads), question))
+    chosen = (*longest_prefixes(owners, question), *some, *few_readers(loads, question))
     return list({load.worker_id: load for load in chosen}.values())
