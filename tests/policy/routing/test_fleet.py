@@ -60,7 +60,7 @@ def test_columns_say_what_the_loads_say_whoever_comes_and_goes(
     for pool, roles in ((fleet.readers, {Role.PREFILL}), (fleet.writers, {Role.DECODE, Role.MIXED})):
         own = {one.worker_id: one for one in expected.values() if one.role in roles}
         assert {load.worker_id: load for load in pool.loads} == own
-        assert [pool.place_of(load.worker_id) for load in pool.loads] == list(range(len(pool.loads)))
+        assert pool.places_of(expected) == dict(enumerate(load.worker_id for load in pool.loads))
         assert {load.worker_id for load in pool.at(pool.able(num_blocks))} == {
             one.worker_id for one in own.values() if one.is_accepting and one.num_blocks >= num_blocks
         }

@@ -8,7 +8,7 @@ Invariants: iterating yields the loads in the order in which their workers came;
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import nsmallest
 from typing import Any, overload
 
@@ -41,9 +41,10 @@ class Pool:
         """Of the same memory: an entry is written ten times as fast into a plain array."""
         self._make_room(FIRST_CAPACITY)
 
-    def place_of(self, worker_id: WorkerId) -> int | None:
-        """Return where a worker is; None: in another pool, or nowhere."""
-        return self._place_of.get(worker_id)
+    def places_of(self, worker_ids: Iterable[WorkerId]) -> dict[int, WorkerId]:
+        """Return where those workers are that are here, and which."""
+        place_of = self._place_of
+        return {place_of[worker_id]: worker_id for worker_id in worker_ids if worker_id in place_of}
 
     # Columns: an entry a place
 
@@ -138,15 +139,20 @@ class Pool:
     def cheapest(self, places: Places, prices: Column, number: int) -> list[WorkerLoad]:
         """Return who has the lowest of `prices` (one for each of `places`), the lowest first, ties by id."""
         if len(places) > number:
-            is_few = prices <= np.partition(prices, number - 1)[number - 1]
+            most = prices.min() if number == 1 else np.partition(prices, number - 1)[number - 1]
+            is_few = prices <= most
             places, prices = places[is_few], prices[is_few]
-        priced = zip(prices.tolist(), self.at(places), strict=True)
-        few = nsmallest(number, ((price, load.worker_id, load) for price, load in priced))
-        return [load for _, _, load in few]
+        loads = self.at(places)
+        if len(loads) <= 1:
+            return loads
+        priced = zip(prices.tolist(), [load.worker_id for load in loads], loads, strict=True)
+        return [load for _, _, load in (sorted(priced) if len(loads) <= number else nsmallest(number, priced))]
 
     def shortest_queues(self, number: int) -> list[WorkerLoad]:
         """Return so many of each machine that will be done first with what is queued there, answers not counted."""
         places = self.able()
+        if len(self._nodes) == 1:
+            return self.cheapest(places, self.queue_s[places], number)
         nodes = self.node_number[places]
         return [
             load

@@ -72,11 +72,9 @@ def new_blocks(pool: Pool, question: Question, rules: Rules) -> Column:
     left = {
         count: -(-(num_prompt - min(count, num_prompt - 1)) // size) for count in set(question.matched_tokens.values())
     }
-    holders = [(pool.place_of(worker_id), left[count]) for worker_id, count in question.matched_tokens.items()]
-    known = [(place, num_new) for place, num_new in holders if place is not None]
-    if known:
-        places, values = zip(*known, strict=True)
-        news[list(places)] = values
+    holders = pool.places_of(question.matched_tokens)
+    if holders:
+        news[list(holders)] = [left[question.matched_tokens[worker_id]] for worker_id in holders.values()]
     return news
 
 
