@@ -96,4 +96,6 @@ def test_a_receiver_that_ends_or_stands_still_ends_the_push(
         link = sender.exchange.link(endpoint)
         assert outcome(link.push(EPOCH, sender.all_pairs())) is None
         os.killpg(owner.pid, signum)
+        # A signal takes a moment to reach threads that run, and a push takes less.
+        os.waitid(os.P_PID, owner.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         assert outcome(link.push(EPOCH, sender.all_pairs())) is not None, "within the patience of the test"
