@@ -367,21 +367,25 @@ def test_a_writer_of_this_machine_pushes_nothing() -> None:
     finish(cluster)
 
 
-def test_a_writer_of_this_machine_says_nothing_ahead() -> None:
-    cluster = start_roles()
-    heard = cluster.submit(LONG)
-    deliver_until_granted(cluster)
+def forged(cluster: RoleCluster, heard: Heard, *, is_ahead: bool = False) -> Filled:
+    """Return what a reader might say of the only prompt that is out."""
     (sequence,) = cluster.workers["decode-0"].decode.roster.placed
-    filled = Filled(
+    return Filled(
         request_id=heard.request.request_id,
         epoch=sequence.epoch,
         first_tokens=[cluster.first_token(heard)],
         prompt_logprobs=None,
         prefill_started_s=1.0,
         first_token_s=2.0,
-        is_ahead=True,
+        is_ahead=is_ahead,
     )
-    cluster.workers["decode-0"].receive(filled)
+
+
+def test_a_writer_of_this_machine_says_nothing_ahead() -> None:
+    cluster = start_roles()
+    heard = cluster.submit(LONG)
+    deliver_until_granted(cluster)
+    cluster.workers["decode-0"].receive(forged(cluster, heard, is_ahead=True))
     assert cluster.workers["decode-0"].dropped.num_dropped == 1
     finish(cluster)
 
@@ -393,16 +397,7 @@ def test_filled_is_not_believed_while_something_moves() -> None:
     cluster.step("prefill-0")
     cluster.transfer()  # moving
     worker = cluster.workers["decode-0"]
-    (sequence,) = worker.decode.roster.placed
-    filled = Filled(
-        request_id=heard.request.request_id,
-        epoch=sequence.epoch,
-        first_tokens=[cluster.first_token(heard)],
-        prompt_logprobs=None,
-        prefill_started_s=1.0,
-        first_token_s=2.0,
-    )
-    worker.receive(filled)
+    worker.receive(forged(cluster, heard))
     assert worker.decode.roster.grants.far.num_kept_blocks == 7
     finish(cluster)
     assert heard.answer == greedy(heard)

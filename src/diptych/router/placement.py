@@ -5,15 +5,16 @@ happened in between.
 """
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from diptych.core.ids import BlockHash, RequestId
 from diptych.core.messages import CopyOrder, PeerAddress
 from diptych.core.slo import Slo
 from diptych.policy.nodes import Reading
-from diptych.policy.pairing import Pair, WorkerLoad
+from diptych.policy.pairing import Pair
 from diptych.policy.routing.by_name import POLICIES
+from diptych.policy.routing.fleet import Fleet
 from diptych.policy.routing.question import Question, Route, Rules
 from diptych.router.prefix_index import PrefixIndex
 from diptych.router.registry import WorkerLife, WorkerRegistry
@@ -158,9 +159,9 @@ class Placer:
         matched_blocks = self._prefixes.match_blocks(hashes)
         matched_tokens = {worker_id: count * self._block_size for worker_id, count in matched_blocks.items()}
         question = Question(num_prompt_tokens, matched_tokens, num_answer_tokens, num_most_tokens)
-        loads: Sequence[WorkerLoad] = self._registry.worker_loads(self._block_size)
+        loads = self._registry.worker_loads(self._block_size)
         if excluded:
-            loads = [load for load in loads if self._registry.life(load.worker_id).address not in excluded]
+            loads = Fleet.of([load for load in loads if self._registry.life(load.worker_id).address not in excluded])
         route = self._policy(question, loads, self._rules, self._turn, self._chance)
         if route is None:
             return None

@@ -99,8 +99,9 @@ class Link:
 
     @property
     def is_inline(self) -> bool:
-        """Whether blocks go inline, as far as is known: then they arrive as they were, or not at all."""
-        return not self._transports or (self._greeted_s > 0 and self._transport not in self._transports)
+        """Whether blocks go inline now, as far as is known: then they arrive as they were, or not at all."""
+        is_resting = time.monotonic() < self._inline_until_s
+        return not self._transports or (self._greeted_s > 0 and (self._transport not in self._transports or is_resting))
 
     def push(self, epoch: int, pairs: Sequence[BlockPair]) -> Transfer:
         """Have blocks of the peer filled, under an epoch of its, with what those here hold from now to the end."""
@@ -218,8 +219,7 @@ class Link:
 
     def _push(self, connection: Connection, transfer: Transfer) -> None:
         sources = [pair.here for pair in transfer.pairs]
-        transport = self._transports.get(self._transport)
-        is_inline = transport is None or time.monotonic() < self._inline_until_s
+        is_inline = self.is_inline
         order = Push(
             epoch=transfer.epoch,
             sources=sources,
@@ -228,9 +228,9 @@ class Link:
             checksums=checksums_of(self._memory, sources) if self._has_checksums else None,
         )
         connection.send(order)
-        if transport is not None and not is_inline:
+        if not is_inline:
             try:
-                self._await_reader(connection, transport)
+                self._await_reader(connection, self._transports[self._transport])
                 self._expect_done(connection)
             except TransferRefusedError:
                 raise

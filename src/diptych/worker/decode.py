@@ -167,6 +167,8 @@ class DecodeRole:
 
     def _on_writers_word(self, message: Filled | GrantEnded | GrantHeld | Pushed) -> None:
         match message:
+            case Filled(is_ahead=True):
+                self.roster.grants.keep_ahead(message)
             case Filled():
                 self._on_filled(message)
             case GrantHeld(epoch=epoch):
@@ -182,8 +184,6 @@ class DecodeRole:
                     self._read_here(handoff, reason)
 
     def _on_filled(self, message: Filled) -> None:
-        if message.is_ahead and not self.roster.grants.has_landed(message):
-            return
         handoff = self.roster.settle(message.epoch)
         if handoff is None:
             log.debug("nobody waits for what was filled under epoch %d", message.epoch)

@@ -113,13 +113,12 @@ class Grants:
         """Return what is granted under `epoch` and has not been answered; None: nothing."""
         return self._handoffs.get(epoch)
 
-    def has_landed(self, filled: Filled) -> bool:
-        """Tell whether all is here of a prompt of which that has been said ahead; if not, keep what was said."""
+    def keep_ahead(self, filled: Filled) -> None:
+        """Keep what has been said ahead of a prompt until all of it has landed."""
         handoff = self._handoffs.get(filled.epoch)
         if handoff is not None:
             handoff.ahead = filled
             handoff.sequence.note_first(Lifecycle.PREFILL_STARTED, filled.prefill_started_s)
-        return handoff is not None and self.far.has_landed(handoff.sequence, self._blocks.block_size)
 
     def take_landed(self) -> list[Filled]:
         """Return what has been said ahead of prompts of which all has landed since."""

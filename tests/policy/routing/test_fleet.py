@@ -64,8 +64,8 @@ def test_columns_say_what_the_loads_say_whoever_comes_and_goes(
         assert {load.worker_id for load in pool.at(pool.able(num_blocks))} == {
             one.worker_id for one in own.values() if one.is_accepting and one.num_blocks >= num_blocks
         }
-        assert pool.num_queued_tokens.tolist() == [load.num_queued_tokens for load in pool.loads]
-        assert pool.num_sequences.tolist() == [load.num_answers + load.num_unread for load in pool.loads]
+        assert pool.columns.num_queued_tokens.tolist() == [load.num_queued_tokens for load in pool.loads]
+        assert pool.columns.num_sequences.tolist() == [load.num_answers + load.num_unread for load in pool.loads]
     found = fleet.readers.shortest_queues(number)
     assert {load.worker_id for load in found} == shortest_one_by_one(list(expected.values()), number)
 
@@ -76,7 +76,7 @@ def test_the_cheapest_are_the_lowest_by_price_and_id(prices: list[int], number: 
     pool = fleet.writers
     places = pool.able()
 
-    found = pool.cheapest(places, pool.num_used_blocks[places], number)
+    found = pool.cheapest(places, pool.columns.num_used_blocks[places], number)
 
     expected = sorted(pool.loads, key=lambda load: (load.num_used_blocks, load.worker_id))[:number]
     assert found == expected

@@ -10,7 +10,7 @@ Invariants: iterating yields the loads in the order in which their workers came;
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import nsmallest
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -26,6 +26,21 @@ NOT_ACCEPTING = -1.0
 """In place of a number of blocks: it can take nothing."""
 
 
+class Columns(NamedTuple):
+    """Figures of a pool's workers, an entry a place; true until the next `put` or `drop`."""
+
+    num_usable_blocks: Column
+    """How many blocks it has for those that it takes on; `NOT_ACCEPTING`: it takes nobody on."""
+    num_used_blocks: Column
+    num_queued_tokens: Column
+    num_sequences: Column
+    """Answers that it writes, or will write."""
+    queue_s: Column
+    """How long what is queued takes it, roughly: at a long prompt's price a token."""
+    node_number: Column
+    """Which machine it is on; equal where the machines are."""
+
+
 class Pool:
     """Workers of a kind of role, each in a place. Owned by its fleet."""
 
@@ -33,58 +48,25 @@ class Pool:
         self.loads: list[WorkerLoad] = []
         """By place."""
         self._place_of: dict[WorkerId, int] = {}
-        self._token_s: dict[int, tuple[CostModel, float]] = {}
-        """Of a long queue, by cost model, of which there are few."""
+        self._token_s: list[float] = []
+        """Of a long queue, by place."""
         self._nodes: dict[NodeId, float] = {}
-        self._entries: list[array[float]] = []
-        self._columns: list[Column] = []
-        """Of the same memory: an entry is written ten times as fast into a plain array."""
-        self._make_room(FIRST_CAPACITY)
+        # An entry is written ten times as fast into a plain array; columns are of the same memory.
+        self._entries = [array("d", bytes(8 * FIRST_CAPACITY)) for _ in Columns._fields]
+        self._columns: Columns | None = None
+        """None: workers have come or gone since it was made."""
+
+    @property
+    def columns(self) -> Columns:
+        """Figures of all."""
+        if self._columns is None:
+            self._columns = Columns(*(np.frombuffer(entries)[: len(self.loads)] for entries in self._entries))
+        return self._columns
 
     def places_of(self, worker_ids: Iterable[WorkerId]) -> dict[int, WorkerId]:
         """Return where those workers are that are here, and which."""
         place_of = self._place_of
         return {place_of[worker_id]: worker_id for worker_id in worker_ids if worker_id in place_of}
-
-    # Columns: an entry a place
-
-    @property
-    def num_usable_blocks(self) -> Column:
-        """How many blocks it has for those that it takes on; `NOT_ACCEPTING`: it takes nobody on."""
-        return self._column(0)
-
-    @property
-    def num_used_blocks(self) -> Column:
-        """As in `WorkerLoad`."""
-        return self._column(1)
-
-    @property
-    def num_queued_tokens(self) -> Column:
-        """As in `WorkerLoad`."""
-        return self._column(2)
-
-    @property
-    def num_sequences(self) -> Column:
-        """Answers that it writes, or will write."""
-        return self._column(3)
-
-    @property
-    def queue_s(self) -> Column:
-        """How long what is queued takes it, roughly: at a long prompt's price a token."""
-        return self._column(4)
-
-    @property
-    def node_number(self) -> Column:
-        """Which machine it is on; equal where the machines are."""
-        return self._column(5)
-
-    def _column(self, number: int) -> Column:
-        return self._columns[number][: len(self.loads)]
-
-    def _make_room(self, capacity: int) -> None:
-        former = self._entries or [array("d") for _ in range(6)]
-        self._entries = [entries + array("d", bytes(8 * (capacity - len(entries)))) for entries in former]
-        self._columns = [np.frombuffer(entries) for entries in self._entries]
 
     # Who is in it
 
@@ -94,10 +76,14 @@ class Pool:
         if place is None:
             place = self._place_of[load.worker_id] = len(self.loads)
             self.loads.append(load)
+            self._token_s.append(_token_s(load.costs))
+            self._columns = None
             if place == len(self._entries[0]):
-                self._make_room(2 * place)
+                self._entries = [entries + entries for entries in self._entries]
+        elif load.costs is not self.loads[place].costs:
+            self._token_s[place] = _token_s(load.costs)
         self.loads[place] = load
-        queued_s = load.num_queued_tokens * self._token_s_of(load.costs) + load.num_queued_pairs * load.costs.pair_s
+        queued_s = load.num_queued_tokens * self._token_s[place] + load.num_queued_pairs * load.costs.pair_s
         usable, used, queued, sequences, queue_s, node = self._entries
         usable[place] = load.num_blocks if load.is_accepting else NOT_ACCEPTING
         used[place] = load.num_used_blocks
@@ -111,24 +97,19 @@ class Pool:
         place = self._place_of.pop(worker_id, None)
         if place is None:
             return
-        last = self.loads.pop()
+        self._columns = None
+        last, last_token_s = self.loads.pop(), self._token_s.pop()
         if last.worker_id != worker_id:
-            self.loads[place] = last
+            self.loads[place], self._token_s[place] = last, last_token_s
             self._place_of[last.worker_id] = place
             for entries in self._entries:
                 entries[place] = entries[len(self.loads)]
-
-    def _token_s_of(self, costs: CostModel) -> float:
-        known = self._token_s.get(id(costs))
-        if known is None:  # the model is kept with it, so that no other gets its id
-            known = self._token_s[id(costs)] = costs, costs.prefill_s(CHUNK_TOKENS, 0, CHUNK_TOKENS) / CHUNK_TOKENS
-        return known[1]
 
     # What is asked of all
 
     def able(self, num_blocks: int = 0) -> Places:
         """Return the places of those that take on whoever needs so many blocks."""
-        places: Places = np.flatnonzero(self.num_usable_blocks >= num_blocks)
+        places: Places = np.flatnonzero(self.columns.num_usable_blocks >= num_blocks)
         return places
 
     def at(self, places: Places) -> list[WorkerLoad]:
@@ -152,14 +133,18 @@ class Pool:
         """Return so many of each machine that will be done first with what is queued there, answers not counted."""
         places = self.able()
         if len(self._nodes) == 1:
-            return self.cheapest(places, self.queue_s[places], number)
-        nodes = self.node_number[places]
+            return self.cheapest(places, self.columns.queue_s[places], number)
+        nodes = self.columns.node_number[places]
         return [
             load
             for node in dict.fromkeys(nodes.tolist())
             for own in [places[nodes == node]]
-            for load in self.cheapest(own, self.queue_s[own], number)
+            for load in self.cheapest(own, self.columns.queue_s[own], number)
         ]
+
+
+def _token_s(costs: CostModel) -> float:
+    return costs.prefill_s(CHUNK_TOKENS, 0, CHUNK_TOKENS) / CHUNK_TOKENS
 
 
 class Fleet(Sequence[WorkerLoad]):

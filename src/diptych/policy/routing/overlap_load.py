@@ -3,14 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress
-from operator import attrgetter
 
 import numpy as np
 
 from diptych.policy.pairing import WorkerLoad
-from diptych.policy.routing.candidates import is_full, owners_pool, route, shortest_queues, soonest_reader
-from diptych.policy.routing.fleet import Column, Fleet, Pool
+from diptych.policy.routing.candidates import owners_pool, route, shortest_queues, soonest_reader
+from diptych.policy.routing.fleet import Column, Columns, Fleet, Pool
 from diptych.policy.routing.question import Chance, Question, Route, Rules
 
 
@@ -26,7 +24,6 @@ class Weights:
 
 
 DEFAULT_WEIGHTS = Weights()
-_id_of = attrgetter("worker_id")
 
 
 def overlap_load(
@@ -44,24 +41,26 @@ def overlap_load(
     pool, places = owners_pool(question, fleet, rules)
     if not len(places):
         return None
-    costs = costs_of(pool, question, rules)[places]
-    (owner,) = pool.cheapest(places, costs, 1)
-    if rules.temperature > 0 or is_full(owner, question, rules):
-        owners, prices = pool.at(places), costs.tolist()
-        has_room = [not is_full(load, question, rules) for load in owners]
-        if any(has_room):
-            owners, prices = list(compress(owners, has_room)), list(compress(prices, has_room))
-        owner = choose_owner(owners, prices, rules.temperature, chance)
+    columns, news = pool.columns, new_blocks(pool, question, rules)
+    has_room = (columns.num_used_blocks + news <= columns.num_usable_blocks)[places]
+    if has_room.any():
+        places = places[has_room]
+    costs = costs_of(columns, news, rules)[places]
+    if rules.temperature > 0:
+        owner = draw_owner(pool.at(places), costs.tolist(), rules.temperature, chance)
+    else:
+        (owner,) = pool.cheapest(places, costs, 1)
     queues = shortest_queues(fleet, question, rules)
     reader = soonest_reader(owner, question.num_cached(owner.worker_id), queues, question, rules)
     return route(owner, reader.load, question, rules)
 
 
-def costs_of(pool: Pool, question: Question, rules: Rules, weights: Weights = DEFAULT_WEIGHTS) -> Column:
-    """Return what placing a request on each worker of a pool costs, by place."""
-    queued = np.ceil(pool.num_queued_tokens / rules.block_size)
-    in_use = weights.used_block * pool.num_used_blocks + weights.sequence * pool.num_sequences
-    return new_blocks(pool, question, rules) + queued + in_use
+def costs_of(columns: Columns, news: Column, rules: Rules, weights: Weights = DEFAULT_WEIGHTS) -> Column:
+    """Return what placing a request on each worker costs, which has to compute so many blocks of it (`news`)."""
+    queued = np.ceil(columns.num_queued_tokens / rules.block_size)
+    in_use = weights.used_block * columns.num_used_blocks + weights.sequence * columns.num_sequences
+    cost: Column = news + queued + in_use
+    return cost
 
 
 def new_blocks(pool: Pool, question: Question, rules: Rules) -> Column:
@@ -78,13 +77,11 @@ def new_blocks(pool: Pool, question: Question, rules: Rules) -> Column:
     return news
 
 
-def choose_owner(loads: Sequence[WorkerLoad], costs: Sequence[float], temperature: float, chance: Chance) -> WorkerLoad:
-    """Return the cheapest, ties by the lowest id; or draw one, the dearer the less likely, if `temperature` is not 0.
+def draw_owner(loads: Sequence[WorkerLoad], costs: Sequence[float], temperature: float, chance: Chance) -> WorkerLoad:
+    """Draw one by cost, the dearer the less likely.
 
     At a temperature of 1 the dearest is drawn 1/e times as often as the cheapest.
     """
-    if temperature <= 0:
-        return _cheapest(loads, costs)
     by_cost = zip(costs, loads, strict=True)
     ordered = sorted(by_cost, key=lambda one: one[1].worker_id)  # the same draw whatever the order of the snapshots
     least, most = min(costs), max(costs)
@@ -96,8 +93,3 @@ def choose_owner(loads: Sequence[WorkerLoad], costs: Sequence[float], temperatur
         if point < 0:
             return load
     return ordered[-1][1]
-
-
-def _cheapest(loads: Sequence[WorkerLoad], costs: Sequence[float]) -> WorkerLoad:
-    least = min(costs)
-    return min((load for load, price in zip(loads, costs, strict=True) if price == least), key=_id_of)
