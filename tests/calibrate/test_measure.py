@@ -1,9 +1,13 @@
 """Measuring a machine that is known: the modeled engine takes the time of its own cost model."""
 
 import os
+from collections.abc import Sequence
 
-from diptych.calibrate.measure import measure_costs
-from diptych.calibrate.shapes import fitted_steps, held_back_steps, num_blocks
+import pytest
+
+from diptych.calibrate.bare_engine import StepShape
+from diptych.calibrate.measure import measure_costs, time_changes
+from diptych.calibrate.shapes import CHANGES, fitted_steps, held_back_steps, num_blocks
 from diptych.core.config import ServeConfig
 from diptych.hardware.known_costs import SMOLLM2_135M_ONE_AVX2_CORE
 
@@ -40,3 +44,31 @@ def test_the_fit_finds_the_model_behind_the_times() -> None:
         # A sleep ends late where the machine is busy: this shows that shapes arrive where they belong.
         assert 0.5 < measured.worker.costs.step_s(rows) / truth.step_s(rows) < 2.0
     assert 0 <= measured.worker.error.mean <= measured.worker.error.worst
+
+
+class Preparing:
+    """An engine that takes a second for a row, builds a kernel at each new shape, and prepares it after another one."""
+
+    def __init__(self, prepares_s: float) -> None:
+        self._prepares_s = prepares_s
+        self._known: set[str] = set()
+        self._last = ""
+
+    def time_steps(self, steps: Sequence[StepShape]) -> list[float]:
+        return [self._time(step) for step in steps]
+
+    def _time(self, step: StepShape) -> float:
+        name, seconds = repr(step), float(len(step))
+        if name not in self._known:
+            seconds += 100.0
+        elif name != self._last:
+            seconds += self._prepares_s
+        self._known.add(name)
+        self._last = name
+        return seconds
+
+
+@pytest.mark.parametrize("prepares_s", [0.0, 0.25])
+def test_a_change_of_shape_is_what_the_first_step_takes_longer_than_the_next(prepares_s: float) -> None:
+    assert time_changes(Preparing(prepares_s), CHANGES, 1) == pytest.approx(prepares_s)
+    assert time_changes(Preparing(prepares_s), [], 1) == 0, "what does not fit into memory is not measured"

@@ -1,5 +1,7 @@
 """The engine without weights: answers known beforehand, which any mistake with blocks changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -126,6 +128,7 @@ def test_a_slower_machine_takes_longer_by_its_factor() -> None:
 
     assert model.scaled(3.0).step_s([(4, 9), (1, 0)]) == pytest.approx(3 * model.step_s([(4, 9), (1, 0)]))
     assert model.scaled(0.0).step_s([(4, 9)]) == 0
+    assert replace(model, change_s=0.005).scaled(3.0).change_s == pytest.approx(0.015)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,24 @@ def test_time_is_what_the_cost_model_says() -> None:
     assert outcome.tpot_s * 2 == pytest.approx(steps_s, abs=1e-3)
 
 
+def test_a_step_of_another_shape_and_a_loop_take_time_of_which_only_the_first_is_the_engines() -> None:
+    """As on a live worker: `cost_scale` says how far the engine's steps are from the cost model."""
+    offered = OfferedRequest(0.0, 1000, 4, (1, 2))
+    ends_s, scales = [], []
+    for change_s, loop_s in ((0.0, 0.0), (0.05, 0.0), (0.0, 0.05)):
+        owner = replace(OWNER, costs=replace(COSTS, change_s=change_s), step_extra_s=loop_s)
+        cluster = SimulatedCluster(plan_of((WorkerGroup(Role.MIXED, 1, owner),), "least-loaded"))
+        (outcome,) = cluster.serve([offered])
+        assert outcome.finished_s is not None
+        ends_s.append(outcome.finished_s)
+        scales.append(cluster.workers[0].speed.cost_scale)
+    plain_s, changed_s, looped_s = ends_s
+    assert changed_s - plain_s == pytest.approx(2 * 0.05), "the prompt, and the first token behind it"
+    assert looped_s - plain_s == pytest.approx(4 * 0.05), "every step"
+    assert scales[0] == scales[2] == pytest.approx(1.0)
+    assert scales[1] > 1.01
+
+
 def test_a_prefix_is_found_where_it_was_computed_and_copied_where_it_was_not() -> None:
     first = OfferedRequest(0.0, 2048, 2, (1, 2, 3, 4))
     second = OfferedRequest(60.0, 4096, 2, (1, 2, 3, 4, 5, 6, 7, 8))

@@ -49,7 +49,10 @@ SETUPS: dict[str, dict[str, Any]] = {
     },
     "impatient": {"groups": APART, "patience_s": 1.5},
     "overheads": {
-        "groups": (APART[0], WorkerGroup(Role.DECODE, 2, replace(OWNER, step_extra_s=1e-3, batch_change_s=4e-3)))
+        "groups": (
+            APART[0],
+            WorkerGroup(Role.DECODE, 2, replace(OWNER, step_extra_s=1e-3, costs=replace(OWNER.costs, change_s=4e-3))),
+        )
     },
 }
 

@@ -169,9 +169,9 @@ def test_reasons(error: RequestError, reason: Rejection) -> None:
 
 def test_workers_say_what_they_have_computed(metrics: Metrics) -> None:
     log = WorkLog()
-    log.on_step(StepWork().plus(250, 0), StepWork(), 0.09)
-    log.on_step(StepWork(), StepWork.of_answers(5, 500), 0.012)
-    log.on_step(StepWork().plus(30, 0), StepWork.of_answers(2, 80), 0.03)
+    log.on_step(StepWork().plus(250, 0), StepWork(), 0.09, 0.08)
+    log.on_step(StepWork(), StepWork.of_answers(5, 500), 0.012, 0.01)
+    log.on_step(StepWork().plus(30, 0), StepWork.of_answers(2, 80), 0.03, 0.02)
     log.on_failed_step()
     disk = TierStatus(
         kind=TierKind.DISK, name="d", state=TierState.READY, used_bytes=7, num_loaded_blocks=3, num_evicted_blocks=4
@@ -197,6 +197,7 @@ def test_workers_say_what_they_have_computed(metrics: Metrics) -> None:
     steps = {kind: scrape.value("worker_step_seconds_sum", worker=WORKER, kind=kind) for kind in ("prefill", "mixed")}
     assert steps == {"prefill": pytest.approx(0.09), "mixed": pytest.approx(0.03)}
     assert scrape.value("worker_step_seconds_bucket", worker=WORKER, kind="decode", le="0.015") == 1
+    assert scrape.value("worker_expected_step_seconds_total", worker=WORKER, kind="mixed") == pytest.approx(0.02)
     assert scrape.value("prefill_batch_tokens_sum", worker=WORKER) == 280
     assert scrape.value("decode_batch_size_sum", worker=WORKER) == 7
     assert scrape.value("worker_failed_steps_total", worker=WORKER) == 1
@@ -221,13 +222,14 @@ def test_workers_say_what_they_have_computed(metrics: Metrics) -> None:
 
 def test_counters_outlive_a_worker(metrics: Metrics) -> None:
     log = WorkLog()
-    log.on_step(StepWork(), StepWork.of_answers(4, 40), 0.01)
+    log.on_step(StepWork(), StepWork.of_answers(4, 40), 0.01, 0.0125)
     metrics.on_heartbeat(heartbeat(1, work=log.status()))
     metrics.on_heartbeat(heartbeat(3, work=log.status()))
     metrics.on_heartbeat(heartbeat(1, work=WorkLog().status()))  # late: that life is over
     scrape = Scrape(metrics, cluster(heartbeat(3)))
     assert scrape.value("decode_batch_size_sum", worker=WORKER) == 8
     assert scrape.value("worker_step_seconds_count", worker=WORKER, kind="decode") == 2
+    assert scrape.value("worker_expected_step_seconds_total", worker=WORKER, kind="decode") == pytest.approx(0.025)
     assert scrape.value("worker_restarts_total", worker=WORKER) == 1
     assert len({sample.labels["worker"] for sample in scrape.families["diptych:worker_up"].samples}) == 1
 

@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import httpx
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from diptych.bench.statistics import median
 from diptych.calibrate.bare_engine import BareEngine, Place, RowShape, StepShape
 from diptych.calibrate.fit import TimedStep, fit_cost_model, relative_errors
-from diptych.calibrate.shapes import KNOTS, batch, fitted_steps, held_back_steps, num_blocks
+from diptych.calibrate.shapes import CHANGES, KNOTS, batch, fitted_steps, held_back_steps, num_blocks
 from diptych.core.config import ServeConfig
 from diptych.core.errors import BenchError
 from diptych.core.events import Lifecycle
@@ -57,10 +58,11 @@ def measure_costs(
         to_fit = [step for step in fitted_steps() if fits(step)]
         held_back = [step for step in held_back_steps(NUM_HELD_BACK, seed) if fits(step)]
         timed = _time_in_rounds(engine, to_fit + held_back, rounds, seed, lambda done, of: on_progress(title, done, of))
+        change_s = time_changes(engine, [pair for pair in CHANGES if all(map(fits, pair))], rounds)
     fitted, checked = timed[: len(to_fit)], timed[len(to_fit) :]
     if not checked:
         raise BenchError("--kv-bytes is too little to measure anything; give it at least 500MB")
-    costs = fit_cost_model(fitted, KNOTS)
+    costs = replace(fit_cost_model(fitted, KNOTS), change_s=change_s)
     errors = [abs(error) for error in relative_errors(costs, checked)]
     error = FitError(float(np.mean(errors)), max(errors), len(errors))
     return MeasuredCosts(facts.name, WorkerCosts(num_cores=len(cores), costs=costs, error=error))
@@ -81,6 +83,23 @@ def _time_in_rounds(
         TimedStep([(row.num_tokens, row.num_past_tokens) for row in step], median(times))
         for step, times in zip(steps, durations_s, strict=True)
     ]
+
+
+class TimesSteps(Protocol):
+    """A `BareEngine`, or one whose times are known."""
+
+    def time_steps(self, steps: Sequence[StepShape]) -> list[float]:
+        """Return how long each step takes, one after the other."""
+        ...
+
+
+def time_changes(engine: TimesSteps, pairs: Iterable[tuple[StepShape, StepShape]], rounds: int) -> float:
+    """Return what a step takes longer than the same step once more: it was the first of its shape after another."""
+    extra_s = [0.0]
+    for one, other in pairs:
+        times_s = engine.time_steps([one, one, other, other] * (rounds + 1))[4:]  # kernels are built at first
+        extra_s += [first_s - again_s for first_s, again_s in zip(times_s[0::2], times_s[1::2], strict=True)]
+    return max(median(extra_s), 0.0)
 
 
 def measure_interference(

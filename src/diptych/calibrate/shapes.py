@@ -22,6 +22,17 @@ def batch(num_answers: int, context: int) -> list[RowShape]:
     return [RowShape(1, context)] * num_answers
 
 
+CHANGES: list[tuple[StepShape, StepShape]] = [
+    (batch(1, 256), batch(2, 256)),
+    (batch(4, 256), batch(5, 256)),
+    (batch(8, 256), batch(9, 256)),
+    (batch(2, 256), [*batch(2, 256), RowShape(32, 64)]),
+    (batch(6, 256), [*batch(6, 256), RowShape(64, 64)]),
+    ([RowShape(64, 0)], [RowShape(96, 64)]),
+]
+"""Pairs between which service goes back and forth: an answer more, a chunk beside answers, another chunk."""
+
+
 def fitted_steps() -> list[StepShape]:
     """Return the steps to fit a model to, from the smallest to the largest of each kind."""
     chunks: list[StepShape] = [[RowShape(tokens, past)] for tokens, past in product(CHUNKS, PASTS)]

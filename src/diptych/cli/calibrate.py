@@ -111,6 +111,8 @@ def _show(
     for title, rows_ in rows:
         table.add_row(title, *(f"{found.worker.costs.step_s(rows_) * 1e3:.1f} ms" for found in measured))
     table.add_row("prompt of 2,000 tokens", *(_prompt_text(found.worker.costs) for found in measured))
+    changes = (f"+{found.worker.costs.change_s * 1e3:.1f} ms" for found in measured)
+    table.add_row("a step of another shape than the last", *changes)
     for title, at in (("mean", "mean"), ("worst", "worst")):
         errors = [getattr(found.worker.error, at) for found in measured]
         table.add_row(f"{title} error on unseen steps", *(f"{error:.1%}" for error in errors))

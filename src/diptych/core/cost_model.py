@@ -77,6 +77,9 @@ class CostModel:
     """Reading one earlier token's KV, over all layers."""
     pair_s: float
     """One new token attending to one token, over all layers."""
+    change_s: float = 0.0
+    """What a step takes longer than the one before would have, for having another number of rows or new tokens: engines
+    prepare each shape anew. In no prediction of a single step; workers' `cost_scale` makes up for it on average."""
 
     @classmethod
     def linear(cls, step_base_s: float, token_s: float, pair_s: float) -> "CostModel":
@@ -87,9 +90,10 @@ class CostModel:
         """Return how long `num_tokens` take on their way through the weights."""
         if num_tokens <= 0:
             return 0.0
-        place = bisect_right(self.knots, (num_tokens, math.inf))
-        place = min(max(place, 1), len(self.knots) - 1)
-        (before, before_s), (behind, behind_s) = self.knots[place - 1 : place + 1]
+        knots = self.knots
+        place = 1 if len(knots) == 2 else min(max(bisect_right(knots, (num_tokens, math.inf)), 1), len(knots) - 1)  # noqa: PLR2004  a line
+        before, before_s = knots[place - 1]
+        behind, behind_s = knots[place]
         return before_s + (behind_s - before_s) * (num_tokens - before) / (behind - before)
 
     def work_s(self, work: StepWork) -> float:
@@ -157,4 +161,5 @@ class CostModel:
             row_s=self.row_s * factor,
             past_token_s=self.past_token_s * factor,
             pair_s=self.pair_s * factor,
+            change_s=self.change_s * factor,
         )

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from diptych.core.bounds import Count
+from diptych.core.bounds import Amount, Count
 from diptych.core.tally import Tally
 
 STEP_BOUNDS_S = (
@@ -38,4 +38,6 @@ class WorkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How many prompt tokens each step had that had any, by `PROMPT_BOUNDS`."""
     answers: Tally
     """How many answers each step continued that continued any, by `ANSWER_BOUNDS`."""
+    expected_s: dict[StepKind, Amount] = {}
+    """How long they should have taken by the worker's cost model, in seconds; kinds that have not come are missing."""
     num_failed_steps: Count = 0

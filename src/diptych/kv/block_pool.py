@@ -63,10 +63,10 @@ class BlockPool:
             raise AssertionError(f"block {block_id} is free and cannot be shared")
         self._num_references[block_id] = count + 1
 
-    def release(self, block_id: BlockId) -> int:
-        """Drop one reference and return how many remain; at 0 the block is free."""
+    def release(self, block_id: BlockId, least: int = 0) -> int:
+        """Drop one reference and return how many remain, at least `least`; at 0 the block is free."""
         count = self._num_references.get(block_id, 0) - 1
-        if count < 0:
+        if count < least:
             self.num_references(block_id)  # raises if it is not of this pool
             raise AssertionError(f"block {block_id} was released more often than it was taken")
         self._num_references[block_id] = count

@@ -148,13 +148,13 @@ class PrefixCache:
         another block of this content is in use, that one stays findable, and this one steps in when it is let go.
         Behind a forgotten block nothing becomes findable.
         """
-        is_named = block_id in self._hash_of
-        if self._pool.num_references(block_id) == 0 or (is_named and self._is_idle(block_id)):
+        if self._pool.num_references(block_id) == 0 or (block_id in self._hash_of and self._is_idle(block_id)):
             raise AssertionError(f"block {block_id} is cached by someone who holds no reference on it")
         if self._forgotten and (block_id in self._forgotten or parent_id in self._forgotten):
             self._forgotten.add(block_id)
             return
-        if parent_id is not None and parent_id not in self._hash_of:
+        parent = None if parent_id is None else self._hash_of.get(parent_id)
+        if parent is None and parent_id is not None:
             raise AssertionError(f"block {block_id} is to be found behind block {parent_id}, which has no name")
         if self._hash_of.setdefault(block_id, block_hash) != block_hash:
             raise AssertionError(f"block {block_id} is findable under another hash")
@@ -162,7 +162,7 @@ class PrefixCache:
         if found is None:
             self._pool.share(block_id)
             self._block_of[block_hash] = block_id
-            self._parent_of[block_hash] = None if parent_id is None else self._hash_of[parent_id]
+            self._parent_of[block_hash] = parent
             self._note(block_hash, self._stored, self._removed)
             self._idle.on_stored(block_hash)
         elif block_hash in self._idle:
@@ -214,26 +214,27 @@ class PrefixCache:
         Blocks that nobody else uses become evictable if they are found and not doubled, free if not.
         """
         # From the tail: a prefix without its tail is of use, a tail without its prefix can never be matched.
+        hash_of, block_of, release = self._hash_of, self._block_of, self._pool.release
         for block_id in reversed(block_ids):
-            block_hash = self._hash_of.get(block_id)
-            if block_hash is not None and block_hash in self._idle and self._block_of[block_hash] == block_id:
-                raise AssertionError(f"block {block_id} was released more often than it was taken")
-            num_references = self._pool.release(block_id)
-            if block_hash is None:
-                if num_references == 0 and self._forgotten:
-                    self._forgotten.discard(block_id)
-                continue
-            if self._block_of[block_hash] != block_id:
-                if num_references == 0:
-                    del self._hash_of[block_id]
+            block_hash = hash_of.get(block_id)
+            if block_hash is not None and block_of[block_hash] == block_id:
+                if release(block_id, 1) == 1:  # the cache's own is left
+                    self._on_unused(block_hash, block_id)
+            elif release(block_id) == 0:
+                if block_hash is not None:
+                    del hash_of[block_id]
                     self._forget_double(block_hash, block_id)
-            elif num_references == 1:
-                if block_hash in self._doubles:
-                    double = self._doubles[block_hash][0]
-                    self._replace(block_hash, block_id, double)
-                    self._forget_double(block_hash, double)
-                else:
-                    self._idle.on_idle(block_hash)
+                elif self._forgotten:
+                    self._forgotten.discard(block_id)
+
+    def _on_unused(self, block_hash: BlockHash, block_id: BlockId) -> None:
+        """Have a findable block wait to be used again or evicted, or its double found in its place."""
+        if block_hash in self._doubles:
+            double = self._doubles[block_hash][0]
+            self._replace(block_hash, block_id, double)
+            self._forget_double(block_hash, double)
+        else:
+            self._idle.on_idle(block_hash)
 
     def _replace(self, block_hash: BlockHash, old: BlockId, new: BlockId) -> None:
         """Have `new`, which is in use, found in place of `old`, which nobody uses: that one is free now."""

@@ -105,8 +105,9 @@ def _group(pool: PoolTable, worker: _Worker, block_tokens: int) -> WorkerGroup:
     copy_block_s = 0.0
     if pool.copy_bytes_per_s is not None and worker.model is not None:
         copy_block_s = block_tokens * worker.model.kv_bytes_a_token / pool.copy_bytes_per_s
+    costs = worker.costs
     plan = WorkerPlan(
-        costs=worker.costs,
+        costs=costs if pool.batch_change_s is None else replace(costs, change_s=pool.batch_change_s),
         num_blocks=worker.kv_tokens // block_tokens if owns else 0,
         eviction=pool.eviction,
         max_num_seqs=pool.max_num_seqs,
@@ -116,7 +117,6 @@ def _group(pool: PoolTable, worker: _Worker, block_tokens: int) -> WorkerGroup:
         batching=pool.batching,
         pipeline_stages=pool.pipeline_parallel if pool.profile is None else 1,
         step_extra_s=pool.step_extra_s,
-        batch_change_s=pool.batch_change_s,
         price_per_hour=worker.usd_per_hour,
     )
     machines = tuple(f"machine-{pool.first_machine + number}" for number in range(pool.machines))

@@ -84,7 +84,8 @@ class PoolTable(Table):
     copy_bytes_per_s: float | None = Field(default=None, gt=0)
     """At which prefixes are copied from other workers' caches; None: at once."""
     step_extra_s: float = Field(default=0.0, ge=0)
-    batch_change_s: float = Field(default=0.0, ge=0)
+    batch_change_s: float | None = Field(default=None, ge=0)
+    """Of a step with another number of rows or tokens than the last one; None: what a profile says, else nothing."""
     usd_per_hour: float | None = Field(default=None, ge=0)
     """Of one worker; with `hardware`: what its devices cost, if nothing is said."""
 

@@ -38,8 +38,6 @@ class WorkerPlan:
     """Through which each step goes one after the other, `costs` in each."""
     step_extra_s: float = 0.0
     """Of each step besides its costs, which predictions do not know: to choose tokens, to tell them."""
-    batch_change_s: float = 0.0
-    """The same, of a step with another number of rows or tokens than the last one."""
     price_per_hour: float = 0.0
     """Of one such worker, in dollars; 0: not known."""
 

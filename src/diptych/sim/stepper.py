@@ -204,8 +204,8 @@ class Stepper:
         for prompt, _ in chunks:
             if prompt.started_s is None:
                 prompt.started_s = run.begin_s
-        if self._speed is not None:
-            self._speed.on_step(prompts, answers, run.first_s + run.extra_s)
+        if self._speed is not None:  # which hears of the engine's time alone
+            self._speed.on_step(prompts, answers, run.extra_s + factor * step_s)
         return run
 
     def _times(self, answers: StepWork, prompts: StepWork) -> tuple[float, float, int]:
@@ -224,11 +224,12 @@ class Stepper:
 
     def _change_s(self, answers: StepWork, prompts: StepWork) -> float:
         """Return what a step takes longer for being of another shape than the one before."""
-        if not self._plan.batch_change_s:
+        change_s = self._plan.costs.change_s
+        if not change_s:
             return 0.0
         shape = answers.num_rows + prompts.num_rows, answers.num_tokens + prompts.num_tokens
         is_other, self._last_shape = shape != self._last_shape, shape
-        return self._plan.batch_change_s if is_other else 0.0
+        return change_s if is_other else 0.0
 
     def _num_alike(self, num_answers: int, chunks: Sequence[Chunk], *, is_fickle: bool) -> int:
         """Return how many steps from now on are as the next one, if nothing comes."""

@@ -113,6 +113,12 @@ def _steps(make: Families, totals: Mapping[WorkerId, Totals]) -> Iterator[Metric
         {(name, kind.value): tally for name, total in totals.items() for kind, tally in total.step_s.items()},
         ["worker", "kind"],
     )
+    yield make.counter(
+        "worker_expected_step_seconds",
+        "How long those steps should have taken by the profile of the machine, or a guess where there is none.",
+        {(name, kind.value): seconds for name, total in totals.items() for kind, seconds in total.expected_s.items()},
+        ["worker", "kind"],
+    )
     yield make.histogram(
         "prefill_batch_tokens",
         "Prompt tokens of a step that computes any.",

@@ -13,6 +13,7 @@ class Totals(NamedTuple):
 
     counts: Counter[str]
     step_s: dict[StepKind, Tally]
+    expected_s: dict[StepKind, float]
     prompt_tokens: Tally
     answers: Tally
 
@@ -20,25 +21,28 @@ class Totals(NamedTuple):
     def nothing(cls) -> "Totals":
         """Return those of a worker that has done nothing."""
         steps = {kind: Tally.over(STEP_BOUNDS_S) for kind in StepKind}
-        return cls(Counter(), steps, Tally.over(PROMPT_BOUNDS), Tally.over(ANSWER_BOUNDS))
+        expected_s = dict.fromkeys(StepKind, 0.0)
+        return cls(Counter(), steps, expected_s, Tally.over(PROMPT_BOUNDS), Tally.over(ANSWER_BOUNDS))
 
     @classmethod
     def of(cls, status: WorkerStatus) -> "Totals":
         """Return what a worker says of its life so far."""
         nothing = cls.nothing()
-        own = cls(_counts_of(status), nothing.step_s, nothing.prompt_tokens, nothing.answers)
+        own = nothing._replace(counts=_counts_of(status))
         work = status.work
         if work is None:
             return own
         steps = {kind: nothing.step_s[kind].plus(work.step_s.get(kind, nothing.step_s[kind])) for kind in StepKind}
+        expected_s = nothing.expected_s | work.expected_s
         prompt_tokens, answers = nothing.prompt_tokens.plus(work.prompt_tokens), nothing.answers.plus(work.answers)
-        return cls(own.counts, steps, prompt_tokens, answers)
+        return cls(own.counts, steps, expected_s, prompt_tokens, answers)
 
     def plus(self, other: "Totals") -> "Totals":
         """Return both together."""
         return Totals(
             self.counts + other.counts,
             {kind: self.step_s[kind].plus(other.step_s[kind]) for kind in StepKind},
+            {kind: self.expected_s[kind] + other.expected_s[kind] for kind in StepKind},
             self.prompt_tokens.plus(other.prompt_tokens),
             self.answers.plus(other.answers),
         )

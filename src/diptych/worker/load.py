@@ -75,7 +75,8 @@ class Speed:
 
     def on_step(self, prompts: StepWork, answers: StepWork, duration_s: float) -> None:
         """Take a step into account: its prompts' part and its answers' part."""
-        self.work.on_step(prompts, answers, duration_s)
+        expected_s = self._costs.work_s(prompts.joined(answers))
+        self.work.on_step(prompts, answers, duration_s, expected_s)
         self.num_steps += 1
         if prompts.num_rows and not answers.num_rows:
             speed = prompts.num_tokens / max(duration_s, 1e-9)
@@ -85,7 +86,6 @@ class Speed:
             self.decode_step_s += weight * (duration_s - self.decode_step_s)
         answers_s = min(self.predict_s(answers), duration_s)
         self._prefill_s += duration_s - answers_s if prompts.num_rows else 0.0
-        expected_s = self._costs.work_s(prompts.joined(answers))
         if expected_s > 0:
             # One step that was held up (by another process, by a new shape) says little about the next ones.
             ratio = min(max(duration_s / expected_s, self._scale / MOST_SURPRISE), self._scale * MOST_SURPRISE)

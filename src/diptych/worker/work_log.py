@@ -10,12 +10,13 @@ class WorkLog:
 
     def __init__(self) -> None:
         self._step_s: dict[StepKind, Tally] = {}
+        self._expected_s: dict[StepKind, float] = {}
         self._prompt_tokens = Tally.over(PROMPT_BOUNDS)
         self._answers = Tally.over(ANSWER_BOUNDS)
         self._num_failed_steps = 0
 
-    def on_step(self, prompts: StepWork, answers: StepWork, duration_s: float) -> None:
-        """Count a step by what it had of prompts and of answers."""
+    def on_step(self, prompts: StepWork, answers: StepWork, duration_s: float, expected_s: float) -> None:
+        """Count a step by what it had of prompts and of answers; `expected_s`: what its cost model says of it."""
         if prompts.num_rows:
             self._prompt_tokens.add(prompts.num_tokens, PROMPT_BOUNDS)
         if answers.num_rows:
@@ -24,6 +25,7 @@ class WorkLog:
         if kind not in self._step_s:
             self._step_s[kind] = Tally.over(STEP_BOUNDS_S)
         self._step_s[kind].add(duration_s, STEP_BOUNDS_S)
+        self._expected_s[kind] = self._expected_s.get(kind, 0.0) + expected_s
 
     def on_failed_step(self) -> None:
         """Count a step that could not be computed."""
@@ -35,6 +37,7 @@ class WorkLog:
             step_s={kind: tally.copy() for kind, tally in self._step_s.items()},
             prompt_tokens=self._prompt_tokens.copy(),
             answers=self._answers.copy(),
+            expected_s=dict(self._expected_s),
             num_failed_steps=self._num_failed_steps,
         )
 
