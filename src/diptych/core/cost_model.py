@@ -90,10 +90,9 @@ class CostModel:
         """Return how long `num_tokens` take on their way through the weights."""
         if num_tokens <= 0:
             return 0.0
-        knots = self.knots
-        place = 1 if len(knots) == 2 else min(max(bisect_right(knots, (num_tokens, math.inf)), 1), len(knots) - 1)  # noqa: PLR2004  a line
-        before, before_s = knots[place - 1]
-        behind, behind_s = knots[place]
+        place = bisect_right(self.knots, (num_tokens, math.inf))
+        place = min(max(place, 1), len(self.knots) - 1)
+        (before, before_s), (behind, behind_s) = self.knots[place - 1 : place + 1]
         return before_s + (behind_s - before_s) * (num_tokens - before) / (behind - before)
 
     def work_s(self, work: StepWork) -> float:

@@ -55,11 +55,10 @@ class Run:
         else:
             guess = passed_s / linear if linear > 0 else float(self.num_steps)
         k = min(int(guess), self.num_steps)
-        # A root is not exact; the formula of `end_s` decides, written out: this is asked at every letter.
-        begin_s, first_s, growth_s = self.begin_s + self.extra_s, self.first_s, self.growth_s
-        while k < self.num_steps and begin_s + (k + 1) * first_s + growth_s * ((k + 1) * k / 2) <= now_s:
+        # A root is not exact; the formula decides.
+        while k < self.num_steps and self.end_s(k + 1) <= now_s:
             k += 1
-        while k > 0 and begin_s + k * first_s + growth_s * (k * (k - 1) / 2) > now_s:
+        while k > 0 and self.end_s(k) > now_s:
             k -= 1
         return k
 
