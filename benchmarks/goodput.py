@@ -10,24 +10,22 @@ measurement may be stopped and taken up. Peers must be installed: `python benchm
 import argparse
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from diptych.bench.measure import NEXT_STEP, Bench, Method
-from diptych.bench.record import RESULT, Recorder, TargetFacts, load, new_result
+from diptych.bench.measure import NEXT_STEP, Method
+from diptych.bench.record import RESULT, load
 from diptych.bench.search import SearchLimits
 from diptych.bench.statistics import median
-from diptych.bench.target import ApiOptions, Target
+from diptych.bench.target import Target
 from diptych.calibrate.bare_engine import BareEngine, Place, decode_shapes
 from diptych.core.config import ServeConfig
-from diptych.core.errors import DiptychError
 from diptych.core.slo import Slo
 from diptych.workload.named import WORKLOADS
+from harness.cells import exit_status, is_complete, measured_cell
 from harness.goodput_table import GOODPUT_DIR, LIMITS, limits_file, read_limits, save_limits, write_goodput_page
-from harness.lines import Lines
 
 PEER = "{python} benchmarks/peers/run.py {name} --port {{port}}"
 OURS = {
@@ -45,7 +43,6 @@ PACED = {"diptych", "colocated-paced"}
 DURATIONS_S = {"chat": 25.0, "multi-turn": 40.0, "mixed": 40.0, "summarise": 60.0}
 START_PER_S = {"chat": 5.0, "multi-turn": 6.0, "mixed": 2.0, "summarise": 0.6}
 PATIENCE_S = 30.0
-START_TIMEOUT_S = 300.0
 CONTEXT = 256
 QUIET_STEPS = 60
 
@@ -75,18 +72,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=GOODPUT_DIR, help=f"folder for results [{GOODPUT_DIR}]")
     parser.add_argument("--report-only", action="store_true", help="measure nothing")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then too
-    try:
-        if not options.report_only:
-            _measure(options)
-        print(f"report: {write_goodput_page(options.output)}")
-    except DiptychError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; what was complete is kept", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if not options.report_only:
+        _measure(options)
+    print(f"report: {write_goodput_page(options.output)}")
 
 
 def _measure(options: argparse.Namespace) -> None:
@@ -99,7 +91,7 @@ def _measure(options: argparse.Namespace) -> None:
         for workload in options.workloads
         for cell in _cells(options, workload, seed, is_backwards=round_number % 2 == 1)
     ]
-    todo = [cell for cell in cells if not (cell.folder(options.output) / RESULT).exists()]
+    todo = [cell for cell in cells if not is_complete(cell.folder(options.output))]
     for number, cell in enumerate(todo, 1):
         slos = [Slo(WORKLOADS[cell.workload].slo_ttft_s, tpots_s[limit]) for limit in cell.limits]
         title = (
@@ -124,19 +116,13 @@ async def _search(cell: Cell, slos: Sequence[Slo], options: argparse.Namespace, 
         limits = replace(limits, start_per_s=known, step=NEXT_STEP)
     method = Method(WORKLOADS[cell.workload].sessions, slos, duration_s, PATIENCE_S, limits)
     target = Target.parse(f"{cell.server}={SERVERS[cell.server]}").planning_for(slos)
-    facts = TargetFacts(target.name, target.description)
     settings = {"seed": cell.seed, "duration_s": duration_s, "patience_s": PATIENCE_S, "precision": options.precision}
     folder = cell.folder(options.output)
-    # Elsewhere until it is complete: what is there is not measured again.
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")
-    recorder = Recorder(part, new_result("benchmarks/goodput.py", settings, cell.workload, list(slos), [facts]))
-    bench = Bench(method, recorder, Lines(title))
-    async with target.serving(ApiOptions(), START_TIMEOUT_S) as api:
-        recorder.on_model(target.name, api.model)
+    async with measured_cell(
+        folder, "benchmarks/goodput.py", target, method, cell.workload, settings, title
+    ) as measured:
+        bench, api = measured
         await bench.sweep(api, target.name, cell.seed)
-    recorder.result.is_complete = True
-    recorder.save()
-    part.rename(folder)
 
 
 def _known_rate(cell: Cell, output: Path) -> float | None:

@@ -11,25 +11,22 @@ measure its profile just before:
 """
 
 import asyncio
-import os
-import signal
 import sys
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from diptych.bench.http_client import Address
-from diptych.bench.measure import Bench, Method
-from diptych.bench.record import RESULT, Recorder, TargetFacts, new_result
+from diptych.bench.measure import Method
 from diptych.bench.search import SearchLimits
-from diptych.bench.target import ApiOptions, Target
-from diptych.core.errors import DiptychError
+from diptych.bench.target import Target
 from diptych.core.slo import Slo
 from diptych.workload.named import WORKLOADS
-from harness.lines import Lines
+from harness.cells import exit_status, is_complete, measured_cell
 from harness.live_steps import STEP_TIMES, StepTimes
 from harness.options import CommonOptions, parse_options, setting
 
@@ -40,7 +37,6 @@ SETUPS = {
 RATES_PER_S = {"chat": (1.0, 1.5, 2.0, 2.5, 3.0, 3.5), "mixed": (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)}
 DURATIONS_S = {"chat": 60.0, "mixed": 80.0}
 PATIENCE_S = 30.0
-START_TIMEOUT_S = 300.0
 SETTLE_S = 1.5
 """After a run, until all heartbeats have told of it."""
 COUNTED = {"diptych:worker_step_seconds_sum": "taken_s", "diptych:worker_expected_step_seconds_total": "expected_s"}
@@ -59,27 +55,20 @@ class LiveOptions(CommonOptions):
 def main() -> int:
     """Run what the command line asks for; return the exit status."""
     options = parse_options(LiveOptions, __doc__)
-    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended then too
-        signal.signal(number, signal.default_int_handler)
-    try:
-        for round_number in range(options.rounds):
-            for workload in options.workloads.split(","):
-                for setup in options.setups.split(","):
-                    asyncio.run(run_cell(options, workload, setup, round_number))
-    except DiptychError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; what was complete is kept", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: _measure(options))
+
+
+def _measure(options: LiveOptions) -> None:
+    workloads, setups = options.workloads.split(","), options.setups.split(",")
+    for round_number, workload, setup in product(range(options.rounds), workloads, setups):
+        asyncio.run(run_cell(options, workload, setup, round_number))
 
 
 async def run_cell(options: LiveOptions, workload: str, setup: str, round_number: int) -> None:
     """Offer a workload to a set-up at every rate; at once if that is measured already."""
     seed = options.seed + round_number
     folder = options.output / workload / setup / f"seed-{seed}"
-    if (folder / RESULT).exists():
+    if is_complete(folder):
         return
     slos = [Slo(WORKLOADS[workload].slo_ttft_s, tpot_s) for tpot_s in options.tpots_s]
     duration_s, rates = DURATIONS_S[workload], RATES_PER_S[workload]
@@ -88,21 +77,14 @@ async def run_cell(options: LiveOptions, workload: str, setup: str, round_number
     step_times: list[StepTimes] = []
     settings: dict[str, Any] = {**asdict(options), "seed": seed, "duration_s": duration_s, "patience_s": PATIENCE_S}
     settings |= {"output": str(options.output), STEP_TIMES: step_times}
-    # Elsewhere until it is complete: what is there is not measured again.
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")
-    facts = TargetFacts(target.name, target.description)
-    recorder = Recorder(part, new_result("benchmarks/live_runs.py", settings, workload, slos, [facts]))
-    bench = Bench(method, recorder, Lines(f"{workload}, {setup}, seed {seed}"))
-    async with target.serving(ApiOptions(), START_TIMEOUT_S) as api:
-        recorder.on_model(target.name, api.model)
+    title = f"{workload}, {setup}, seed {seed}"
+    async with measured_cell(folder, "benchmarks/live_runs.py", target, method, workload, settings, title) as cell:
+        bench, api = cell
         for rate_per_s in rates if round_number % 2 == 0 else reversed(rates):
             before = await _step_times(api.address)
             await bench.run(api, target.name, rate_per_s, seed)
             await asyncio.sleep(SETTLE_S)
             step_times.append(_between(before, await _step_times(api.address)))
-    recorder.result.is_complete = True
-    recorder.save()
-    part.rename(folder)
 
 
 async def _step_times(address: Address) -> StepTimes:

@@ -61,9 +61,7 @@ class ReuseAware:
 
     def __iter__(self) -> Iterator[BlockHash]:
         idle = [(number, *one) for number, queue in enumerate(self._queues) for one in queue.items()]
-        idle.sort(
-            key=lambda one: (-self._weight(WORTH[one[0]], one[2]), one[0])
-        )  # stable: each queue stays in its order
+        idle.sort(key=lambda one: (-self._weight(one[0], one[2]), one[0]))  # stable: each queue stays in its order
         return (block_hash for _, block_hash, _ in idle)
 
     def on_stored(self, block_hash: BlockHash) -> None:
@@ -94,9 +92,9 @@ class ReuseAware:
         Raises: KeyError if none is idle.
         """
         victims, most = None, -1.0
-        for worth, queue in zip(WORTH, self._queues, strict=True):
+        for number, queue in enumerate(self._queues):
             if queue:
-                weight = self._weight(worth, next(iter(queue.values())))
+                weight = self._weight(number, next(iter(queue.values())))
                 if weight > most:
                     victims, most = queue, weight
         if victims is None:
@@ -115,10 +113,10 @@ class ReuseAware:
         if len(self._gone) > self._num_remembered:
             self._gone.popitem(last=False)
 
-    def _weight(self, worth: int, idle_since: int) -> float:
+    def _weight(self, num_returns: int, idle_since: int) -> float:
         """Return for how long a block has been idle, in multiples of what it is worth."""
         idle = self._now - idle_since
-        return idle if idle >= self._horizon else idle / worth
+        return idle if idle >= self._horizon else idle / WORTH[num_returns]
 
     def _learn(self, num_returns: int, idle_since: int) -> None:
         """Move the horizon: out to the idle time of a reused block that has come back, or a little closer to it."""

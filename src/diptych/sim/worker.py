@@ -10,8 +10,6 @@ Of the answers' tokens the router hears when they begin, when they fill a block 
 
 from collections.abc import Sequence
 
-from msgspec.structs import replace
-
 from diptych.core.cost_model import count_pairs
 from diptych.core.ids import BlockId
 from diptych.core.messages import (
@@ -66,7 +64,6 @@ class SimulatedWorker:
         self.memory = SimulatedMemory(address, block_ids, around.hasher.block_size, plan.eviction, held)
         self.batch = AnswerBatch(around.hasher.block_size, plan.pipeline_stages)
         self.report = WorkerReport(address, self.memory, around)
-        self._first_status = _first_status(plan)
         self._idle_state: tuple[Role, int, int] | None = None
         self._idle_beat: Heartbeat | None = None
         rules = Rules(self, plan, around.slo)
@@ -198,24 +195,29 @@ class SimulatedWorker:
         return Heartbeat(role=self.role, address=self.address, status=self._status())
 
     def _status(self) -> WorkerStatus:
-        cache, num_running, num_waiting = self.memory.cache, len(self.owner.placed), len(self.owner.waiting)
+        cache = self.memory.cache
         num_unread_tokens, num_unread_pairs = self._unread()
-        speed = self.speed
-        return replace(  # a fifth of the time that making it anew takes
-            self._first_status,
+        return WorkerStatus(
+            state=WorkerState.READY,
+            pid=0,
+            cores=[],
+            engine="simulated",
+            num_blocks=cache.num_blocks,
             num_free_blocks=cache.num_free_blocks,
             num_cached_blocks=cache.num_cached_blocks,
-            num_running=num_running,
-            num_waiting=num_waiting,
+            num_running=len(self.owner.placed),
+            num_waiting=len(self.owner.waiting),
             queued_prefill_tokens=num_unread_tokens,
             queued_prefill_pairs=num_unread_pairs,
-            prefill_tokens_per_s=speed.prefill_tokens_per_s,
-            decode_step_s=speed.decode_step_s,
+            prefill_tokens_per_s=self.speed.prefill_tokens_per_s,
+            decode_step_s=self.speed.decode_step_s,
+            memory_bytes=0,
             num_steps=self.steps.num_steps,
-            num_answers=num_running + num_waiting,
+            num_answers=len(self.owner.placed) + len(self.owner.waiting),
             mean_written_tokens=self.batch.mean_written_tokens,
-            cost_scale=speed.cost_scale,
-            prefill_share=speed.prefill_share,
+            cost_scale=self.speed.cost_scale,
+            prefill_share=self.speed.prefill_share,
+            copy_block_s=self.plan.copy_block_s,
             cache_sequence=self.memory.log.sequence,
         )
 
@@ -230,24 +232,3 @@ class SimulatedWorker:
                 num_tokens += sequence.num_prompt_tokens
                 num_pairs += count_pairs(sequence.num_prompt_tokens, 0)
         return num_tokens, num_pairs
-
-
-def _first_status(plan: WorkerPlan) -> WorkerStatus:
-    """Return what a worker says of itself before anything has happened."""
-    return WorkerStatus(
-        state=WorkerState.READY,
-        pid=0,
-        cores=[],
-        engine="simulated",
-        num_blocks=plan.num_blocks,
-        num_free_blocks=plan.num_blocks,
-        num_cached_blocks=0,
-        num_running=0,
-        num_waiting=0,
-        queued_prefill_tokens=0,
-        prefill_tokens_per_s=0.0,
-        decode_step_s=0.0,
-        memory_bytes=0,
-        num_steps=0,
-        copy_block_s=plan.copy_block_s,
-    )
