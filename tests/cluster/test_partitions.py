@@ -114,6 +114,24 @@ def test_machines_that_stand_still_and_die(
     assert server.complete(prompts[0]).text == expected_text(tokenizer, prompts[0], 16)
 
 
+def test_cut_off_while_it_leaves(cluster: Cluster, server: LiveServer, far: Host, tokenizer: Tokenizer) -> None:
+    """It wanted to go: nobody waits for it to come back, and it does not wait for its router either."""
+    prompts = [make_prompt(50, 40 + seed) for seed in range(4)]
+    with open_streams(server, prompts, 3, max_tokens=300) as opened:
+        machine = cluster.machines["far"]
+        machine.signal(signal.SIGTERM)
+        eventually(lambda: node_state(server, "far") == "leaving", "it has said that it leaves")
+        far.cut()
+        eventually(lambda: node_state(server, "far") is None, "it is forgotten", NOTICED_WITHIN_S)
+        texts = [stream.read().completion().text for stream in opened]
+    assert texts == [expected_text(tokenizer, prompt, 300) for prompt in prompts]
+    assert machine.wait_for_exit() == 0, machine.stderr
+    machine.wait_until_gone()
+    far.heal()
+    cluster.join(far)
+    wait_until_serving(server, "far")
+
+
 def test_without_any_machine_requests_wait(server: LiveServer, two: list[Host], tokenizer: Tokenizer) -> None:
     for host in two:
         host.cut()

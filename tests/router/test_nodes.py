@@ -354,6 +354,44 @@ def test_a_machine_leaves_in_order(office: Office) -> None:
         office.office.drain(RACK)
 
 
+def test_the_last_word_counts_though_the_connection_has_ended_before(office: Office) -> None:
+    session = office.join()
+    office.greet(session)
+    office.says(Leaving(node=RACK, session=session, timeout_s=5.0))
+    office.border.cut.add(b"a")
+    office.says(NodeAlive(node=RACK, session=session, sent_s=0.0, round_trip_s=0.0, offset_s=0.0))
+    office.says(Left(node=RACK, session=session))
+    assert office.office.infos() == {}
+    assert office.workers() == {}
+
+
+def test_who_is_silent_while_it_leaves_has_left(office: Office) -> None:
+    session = office.join()
+    office.greet(session)
+    office.says(Leaving(node=RACK, session=session, timeout_s=60.0))
+    office.advance(TIMEOUT_S + 0.5)
+    assert office.office.infos() == {}
+    assert office.workers() == {}
+    again = office.join()
+    office.greet(again)
+    assert office.workers() == {"rack1.mixed-0": "ready"}
+
+
+def test_a_lost_machine_may_say_on_another_connection_that_it_has_left(office: Office) -> None:
+    session = office.join()
+    office.greet(session)
+    office.says(Left(node=RACK, session=session), b"b")
+    assert office.workers() == {"rack1.mixed-0": "ready"}, "it is there, on its own connection"
+    office.advance(TIMEOUT_S + 0.5)
+    office.says(Left(node=RACK, session=session + 1), b"b")
+    office.says(Left(node=NodeId("rack2"), session=session), b"b")
+    office.office.on_arrival(Arrival(b"b", "another key", "10.0.0.2", Left(node=RACK, session=session)), office.router)
+    assert office.office.infos()[RACK].state == "lost"
+    office.says(Left(node=RACK, session=session), b"b")
+    assert office.office.infos() == {}
+    assert office.workers() == {}
+
+
 def test_workers_are_ended_and_started_by_their_own_machine(office: Office) -> None:
     session = office.join()
     office.greet(session, incarnation=2)

@@ -115,7 +115,10 @@ class Relay:
         self._lives: dict[WorkerId, int] = {}
         """Of workers, as their heartbeats say: who is to be told that a session is over."""
         self._is_closing = False
-        self._leave_within_s: float | None = None
+        self._leave_until_s: float | None = None
+        """When the workers are to have ended, once the machine wants to leave."""
+        self._is_leaving = False
+        """Whether the router of this session has been told."""
         self._last_reason = ""
         self._join: Join | None = None
         self._want: Callable[[Retire | Revive], None] = lambda _: None
@@ -133,18 +136,18 @@ class Relay:
 
     def leave(self, timeout_s: float) -> None:
         """Ask the router to give the workers nothing new, and to have them ended within that time; from any thread."""
-        self._leave_within_s = timeout_s
+        self._leave_until_s = self._clock.now_s() + timeout_s
         self._wake.raise_flag()
 
     def close(self) -> None:
-        """Say that the machine has left, if it was in; stop. Once more does nothing."""
+        """Say that the machine has left, if it has been in; stop. Once more does nothing."""
         if self._is_closing:
             return
         self._is_closing = True
         if self._thread.is_alive():
             self._wake.raise_flag()
             self._thread.join()
-        if self._state is _State.IN:
+        if self._session:
             self._try_send(Left(node=self._orders.node, session=self._session))
         self._border.close()
         self._inbox.close()
@@ -187,15 +190,15 @@ class Relay:
     def _on_time(self, now_s: float) -> None:
         if self._state is not _State.OUT and now_s > self._heard_s + self._timeout_s:
             self._go_out(f"nothing has been heard of the router for {now_s - self._heard_s:.1f} s")
-        if self._state is _State.IN and self._leave_within_s is not None:
-            leaving = Leaving(node=self._orders.node, session=self._session, timeout_s=self._leave_within_s)
-            self._leave_within_s = None
-            self._send(leaving)
+        if self._state is _State.IN and self._leave_until_s is not None and not self._is_leaving:
+            self._is_leaving = True
+            timeout_s = max(self._leave_until_s - now_s, 0.0)
+            self._send(Leaving(node=self._orders.node, session=self._session, timeout_s=timeout_s))
         if now_s < self._next_word_s:
             return
         self._next_word_s = now_s + NODE_ALIVE_INTERVAL_S
         assert self._join is not None
-        if self._state is _State.OUT:
+        if self._state is _State.OUT and self._leave_until_s is None:
             join = self._join
             self._try_send(Knock(node=join.node, boot=join.boot, version=join.version, sent_s=self._clock.now_s()))
         elif self._state is _State.IN:
@@ -255,6 +258,7 @@ class Relay:
     def _on_welcome(self, session: int) -> None:
         self._state, self._session, self._heard_s = _State.IN, session, self._clock.now_s()
         self._last_reason = ""
+        self._is_leaving = False
         self._drop_all()
         self._greet()
         self.is_in.set()

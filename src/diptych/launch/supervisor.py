@@ -7,7 +7,7 @@ dead itself): the fence that keeps a late writer out of somebody else's blocks.
 
     UP --ends, or hangs and is killed--> DOWN --backoff--> COMPILING --> FENCING --> WARMING --> UP
 
-See: policy/restarting.py for the backoff.
+See: fence.py, notices.py, and policy/restarting.py for the backoff.
 """
 
 import logging
@@ -17,19 +17,15 @@ import time
 from collections.abc import Iterable, Sequence
 from queue import SimpleQueue
 
-import zmq
-
 from diptych.core.control import Alive, Fenced, LayoutReport, Retire, Revive, StartFailure, ToLauncher, Unheard
-from diptych.core.errors import LaunchError, PeerUnreachableError, ProtocolError
+from diptych.core.errors import LaunchError, ProtocolError
 from diptych.core.ids import FIRST_ROUTER, RouterId, WorkerId
-from diptych.core.messages import FrontendGone, Message, PeerGone, WorkerExited
-from diptych.kv.header import SegmentHeader
+from diptych.launch import fence
+from diptych.launch.notices import Notices
 from diptych.launch.orders import Agreement, Orders
 from diptych.launch.process import ChildProcess, describe_exit
 from diptych.launch.seat import Seat, SeatState
 from diptych.policy.restarting import MEMORY_S, plan_restart
-from diptych.transfer.segment import Segment
-from diptych.wire.mailbox import Outbox
 
 WORKER_MODULE = "diptych.worker.server"
 FRONTEND_MODULE = "diptych.launch.front"
@@ -71,8 +67,7 @@ class Supervisor:
             worker_id: Seat(worker_id, worker_id, child, number, heard_s=now_s)
             for number, (worker_id, child) in enumerate(workers.items(), start=1)
         }
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._outbox = Outbox(self._context, orders.inboxes, orders.node)
+        self._notices = Notices(orders, self._workers.values())
         self._asked: SimpleQueue[Retire | Revive] = SimpleQueue()
         self._to_greet: SimpleQueue[RouterId] = SimpleQueue()
         self._is_ending = threading.Event()
@@ -99,8 +94,7 @@ class Supervisor:
         self._is_stopping.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._outbox.close()
-        self._context.destroy(linger=0)
+        self._notices.close()
 
     def ask(self, wish: Retire | Revive) -> None:
         """Have a worker ended or started, as soon as its turn comes; from any thread."""
@@ -149,7 +143,7 @@ class Supervisor:
         while not self._asked.empty():
             self._on_wish(self._asked.get(), now_s)
         while not self._to_greet.empty():
-            self._tell_router_of_absent(self._to_greet.get())
+            self._notices.tell_of_absent(self._to_greet.get())
 
     def _wait(self) -> None:
         """Return when any process has said something or ended, or after a while."""
@@ -185,10 +179,8 @@ class Supervisor:
                     log.warning("%s is up again", seat.name)
                     seat.enter(SeatState.UP, now_s)
                 seat.heard_s = now_s
-            case Fenced(worker_id=worker_id, incarnation=incarnation) if seat.worker_id is not None:
-                other = self._workers.get(worker_id)
-                if other is not None and incarnation >= other.wrote_for:
-                    other.writers.discard((seat.worker_id, seat.incarnation))
+            case Fenced(worker_id=worker_id) if worker_id in self._workers:
+                fence.on_fenced(self._workers[worker_id], seat, message)
             case Unheard(worker_id=worker_id, incarnation=incarnation) if seat.worker_id is not None:
                 self._on_unheard(seat, worker_id, incarnation)
             case LayoutReport(fingerprint=fingerprint):
@@ -258,28 +250,12 @@ class Supervisor:
         if not self._is_ending.is_set():
             log.warning("%s has ended (%s); %s", seat.name, describe_exit(status), outlook)
         if seat.worker_id is None:
-            self._tell_of_frontends_end(seat)
+            self._notices.tell_of_frontend(seat)
             return
         if had_blocks:
-            seat.wrote_for = seat.incarnation
-            seat.writers = {
-                (peer.worker_id, peer.incarnation)
-                for peer in self._workers.values()
-                if peer.worker_id is not None and peer.has_blocks
-            }
-            address = self._orders.worker_address(seat.worker_id, seat.incarnation)
-            self._outbox.forget(address)
-            gone = PeerGone(worker_id=seat.worker_id, incarnation=seat.incarnation, endpoint=address.endpoint)
-            self._tell_workers(gone)
-        for endpoint in self._orders.routers.values():
-            self._tell_router_of_end(endpoint, seat, status, outlook, will_return=will_return)
-
-    def _tell_of_frontends_end(self, seat: Seat) -> None:
-        gone = FrontendGone(router=seat.router, incarnation=seat.incarnation)
-        self._tell_workers(gone)
-        for router, endpoint in self._orders.routers.items():
-            if router != seat.router:
-                self._send(endpoint, gone)
+            fence.raise_fence(seat, self._workers.values())
+            self._notices.tell_of_peer(seat)
+        self._notices.tell_routers(seat, status, outlook, will_return=will_return)
 
     def _plan_return(self, seat: Seat, now_s: float) -> tuple[bool, str]:
         """Set when the next life begins; return whether requests may wait for it, and what to say of it."""
@@ -306,28 +282,6 @@ class Supervisor:
         """Note that nobody serves any more, if that is so."""
         if all(seat.child is None for seat in self._frontends):
             self._ended.set()
-
-    def _tell_workers(self, message: Message) -> None:
-        for seat in self._workers.values():
-            if seat.worker_id is not None and seat.has_blocks:
-                self._send(self._orders.worker_address(seat.worker_id, seat.incarnation).endpoint, message)
-
-    def _tell_router_of_end(self, endpoint: str, seat: Seat, status: int, outlook: str, *, will_return: bool) -> None:
-        assert seat.worker_id is not None
-        message = WorkerExited(
-            worker_id=seat.worker_id,
-            incarnation=seat.last_ended,
-            exit_status=status,
-            will_return=will_return,
-            outlook=outlook,
-        )
-        self._send(endpoint, message)
-
-    def _send(self, endpoint: str, message: Message) -> None:
-        try:
-            self._outbox.send(endpoint, message)
-        except PeerUnreachableError as error:
-            log.warning("%s was not told: %s", type(message).__name__, error)
 
     # Lives
 
@@ -359,32 +313,16 @@ class Supervisor:
         seat.enter(SeatState.WARMING, now_s)
         port = self._ports[seat.router]
         seat.child.control.send(self._orders.frontend(seat.router, seat.incarnation, port, self._agreement))
-        self._tell_router_of_absent(seat.router)
-
-    def _tell_router_of_absent(self, router: RouterId) -> None:
-        """It knows nobody yet: who lives greets it, who does not is told here."""
-        for worker in self._workers.values():
-            if not worker.has_blocks:
-                will_return = worker.child is not None or worker.due_s is not None
-                endpoint = self._orders.routers[router]
-                self._tell_router_of_end(endpoint, worker, 0, "", will_return=will_return)
+        self._notices.tell_of_absent(seat.router)
 
     def _lease_if_fenced(self, seat: Seat, now_s: float) -> None:
         """Give the successor its blocks once nobody writes into them for the life before."""
-        living = {(peer.worker_id, peer.incarnation) for peer in self._workers.values() if peer.child is not None}
-        seat.writers &= {(worker_id, number) for worker_id, number in living if worker_id is not None}
-        if seat.writers or seat.worker_id is None or seat.child is None:
+        workers = self._workers.values()
+        if seat.worker_id is None or seat.child is None or not fence.is_fence_down(seat, workers):
             return
-        segment = Segment(self._segment_descriptor)
-        header = SegmentHeader.open(segment.view(0, segment.num_bytes))
-        for extent in self._agreement.plan.extents[seat.worker_id]:
-            header.lease_extent(extent, seat.worker_id, header.extent_epoch(extent))
-        header.close()
-        segment.close()
+        fence.lease_again(self._segment_descriptor, seat, self._agreement.plan.extents[seat.worker_id])
         seat.enter(SeatState.WARMING, now_s)
-        lives = {
-            peer.worker_id: peer.incarnation for peer in self._workers.values() if peer.worker_id and peer.has_blocks
-        }
+        lives = {peer.worker_id: peer.incarnation for peer in workers if peer.worker_id and peer.has_blocks}
         seat.child.control.send(self._agreement.lease(seat.worker_id, lives))
 
 

@@ -119,12 +119,8 @@ class NodeOffice:
                 session = self._find(arrival, number)
                 if session is not None:
                     self._on_leaving(session, timeout_s, router)
-            case Left(session=number):
-                session = self._find(arrival, number)
-                if session is not None:
-                    log.warning("machine %s has left", session.join.node)
-                    self._lose(session, "has left", router, will_return=False)
-                    self._forget(session, router)
+            case Left() as left:
+                self._on_left(arrival, left, router)
 
     def _find(self, arrival: Arrival, number: int) -> NodeSession | None:
         """Return the session, which only the connection has that it was opened on; None: it is over."""
@@ -200,6 +196,19 @@ class NodeOffice:
 
     # Who goes
 
+    def _on_left(self, arrival: Arrival, left: Left, router: HearsOfNodes) -> None:
+        """Forget a machine that has ended, also if it was given up before: it may have been the end of its connection
+        that was noticed first.
+        """
+        session = self._sessions.get(left.node)
+        if session is None or (session.number, session.key_name) != (left.session, arrival.key_name):
+            return
+        if session.is_open and session.connection != arrival.connection:
+            return
+        log.warning("machine %s has left", left.node)
+        self._lose(session, "has left", router, will_return=False)
+        self._forget(session, router)
+
     def sweep(self, router: HearsOfNodes) -> None:
         """Give up who is silent; called every `SWEEP_INTERVAL_S`."""
         now_s = self._clock.now_s()
@@ -228,17 +237,20 @@ class NodeOffice:
             return
         if session.is_open:  # it may hear this, though we do not hear it
             self._answer(session.connection, SessionOver(session=session.number))
-        will_return = will_return and session.state != "leaving"
+        was_leaving, node = session.state == "leaving", session.join.node
+        will_return = will_return and not was_leaving
         session.state, session.lost_s, session.is_awaited = "lost", self._clock.now_s(), will_return
-        node = session.join.node
         if will_return:
             log.warning("machine %s %s; what it had goes on elsewhere", node, reason)
         router.on_node_lost(list(session.join.workers), f"machine {node} {reason}", will_return=will_return)
+        if was_leaving:  # it wanted to go, and is gone: its last word was lost
+            self._forget(session, router)
 
     def _forget(self, session: NodeSession, router: HearsOfNodes) -> None:
+        """Drop a session that is lost, and its workers, unless that has happened or another one has them by now."""
         if self._sessions.get(session.join.node) is session:
             del self._sessions[session.join.node]
-        router.on_node_left(list(session.join.workers))
+            router.on_node_left(list(session.join.workers))
 
     # Letters
 
