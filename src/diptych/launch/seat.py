@@ -5,6 +5,7 @@ from enum import Enum, auto
 
 from diptych.core.ids import FIRST_ROUTER, RouterId, WorkerId
 from diptych.launch.process import ChildProcess
+from diptych.launch.starvation import Starvation
 
 
 class SeatState(Enum):
@@ -36,6 +37,8 @@ class Seat:
     state: SeatState = SeatState.UP
     heard_s: float = 0.0
     """When it was last heard of, while it is up; else when the present state began."""
+    starvation: Starvation | None = None
+    """Since it has been silent for suspiciously long; None: it has not."""
     due_s: float | None = None
     deaths_s: list[float] = field(default_factory=list)
     """When it ended without having been asked to."""
@@ -61,4 +64,4 @@ class Seat:
     def enter(self, state: SeatState, now_s: float) -> None:
         """Go on to another state."""
         self.state = state
-        self.heard_s = now_s
+        self.heard_s, self.starvation = now_s, None

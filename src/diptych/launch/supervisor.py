@@ -25,6 +25,7 @@ from diptych.launch.notices import Notices
 from diptych.launch.orders import Agreement, Orders
 from diptych.launch.process import ChildProcess, describe_exit
 from diptych.launch.seat import Seat, SeatState
+from diptych.launch.starvation import Starvation
 from diptych.policy.restarting import MEMORY_S, plan_restart
 
 WORKER_MODULE = "diptych.worker.server"
@@ -32,6 +33,8 @@ FRONTEND_MODULE = "diptych.launch.front"
 POLL_S = 0.1
 HUNG_AFTER_S = 1.75
 """Silence after which a process is taken for hung. With `POLL_S` it is found within 2 s."""
+SUSPECT_AFTER_S = 0.5
+"""Silence from which on it is watched whether it has a core: while others have it, it is not taken for hung."""
 REAP_TIMEOUT_S = 5.0
 log = logging.getLogger(__name__)
 
@@ -178,7 +181,7 @@ class Supervisor:
                 if seat.state is SeatState.WARMING:
                     log.warning("%s is up again", seat.name)
                     seat.enter(SeatState.UP, now_s)
-                seat.heard_s = now_s
+                seat.heard_s, seat.starvation = now_s, None
             case Fenced(worker_id=worker_id) if worker_id in self._workers:
                 fence.on_fenced(self._workers[worker_id], seat, message)
             case Unheard(worker_id=worker_id, incarnation=incarnation) if seat.worker_id is not None:
@@ -212,9 +215,13 @@ class Supervisor:
 
     def _kill_if_late(self, seat: Seat, child: ChildProcess, now_s: float) -> None:
         silent_s = now_s - seat.heard_s
-        if seat.state is SeatState.UP and silent_s > HUNG_AFTER_S:
-            log.error("%s (pid %d) has stood still for %.1f s and is killed", seat.name, child.pid, silent_s)
-            self._kill(seat)
+        if seat.state is SeatState.UP and silent_s > SUSPECT_AFTER_S:
+            seat.starvation = seat.starvation or Starvation(child.pid, now_s)
+            waited_s = seat.starvation.waited_s(now_s)
+            if silent_s - waited_s > HUNG_AFTER_S:
+                text = "%s (pid %d) has stood still for %.1f s and is killed; it waited %.1f s for a core"
+                log.error(text, seat.name, child.pid, silent_s, waited_s)
+                self._kill(seat)
         elif seat.state is not SeatState.UP and silent_s > self._start_timeout_s:
             log.error("%s was not up within %.0f s and is killed", seat.name, self._start_timeout_s)
             self._kill(seat)
