@@ -27,11 +27,6 @@ class WorkerEstimate:
     source: str
     """Of the step times, for people."""
 
-    @property
-    def through(self) -> CostModel:
-        """Step times from a step's begin in the first stage to its end in the last."""
-        return self.stage.scaled(self.shape.pp)
-
 
 def estimate_worker(
     shape: WorkerShape, role: Role, costs: CostSource = "auto", efficiency: Efficiency | None = None

@@ -55,16 +55,8 @@ def stage_costs(shape: WorkerShape, efficiency: Efficiency | None = None) -> Cos
     )
 
 
-def saturating_tokens(shape: WorkerShape, efficiency: Efficiency | None = None) -> int:
-    """Return the fewest tokens of a step that keep the arithmetic busy, which DistServe calls L_m."""
-    reached = Efficiency() if efficiency is None else efficiency
-    device = shape.device
-    bytes_an_operation = device.memory_bytes_per_s * reached.bandwidth / (device.bf16_flops_per_s * reached.operations)
-    return _balanced_tokens(shape, bytes_an_operation)
-
-
 def _balanced_tokens(shape: WorkerShape, bytes_an_operation: float) -> int:
-    """Return where computing begins to take longer than reading."""
+    """Return the fewest tokens of a step that keep the arithmetic busy, which DistServe calls L_m."""
     low, high = 1, LARGEST_STEP_TOKENS
     while low < high:
         middle = (low + high) // 2

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,19 +10,11 @@ from diptych.policy.routing.candidates import owners_pool, route, shortest_queue
 from diptych.policy.routing.fleet import Column, Columns, Fleet, Pool
 from diptych.policy.routing.question import Chance, Question, Route, Rules
 
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What things cost, in blocks that would have to be computed."""
-
-    used_block: float = 1.0
-    """A block in use: every step reads it."""
-    sequence: float = 4.0
-    """A sequence in the batch: a row of every step. Rows weigh more on a CPU than the KV they read, and KV alone would
-    send many short answers to one worker."""
-
-
-DEFAULT_WEIGHTS = Weights()
+USED_BLOCK_COST = 1.0
+"""Of a block in use, which every step reads, in blocks that would have to be computed."""
+SEQUENCE_COST = 4.0
+"""Of a sequence in the batch, a row of every step, in the same. Rows weigh more on a CPU than the KV that they read,
+and KV alone would send many short answers to one worker."""
 
 
 def overlap_load(
@@ -55,10 +46,10 @@ def overlap_load(
     return route(owner, reader.load, question, rules)
 
 
-def costs_of(columns: Columns, news: Column, rules: Rules, weights: Weights = DEFAULT_WEIGHTS) -> Column:
+def costs_of(columns: Columns, news: Column, rules: Rules) -> Column:
     """Return what placing a request on each worker costs, which has to compute so many blocks of it (`news`)."""
     queued = np.ceil(columns.num_queued_tokens / rules.block_size)
-    in_use = weights.used_block * columns.num_used_blocks + weights.sequence * columns.num_sequences
+    in_use = USED_BLOCK_COST * columns.num_used_blocks + SEQUENCE_COST * columns.num_sequences
     cost: Column = news + queued + in_use
     return cost
 
