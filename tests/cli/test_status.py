@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.cli.cache import memory_table, tier_table
+from diptych.cli.cluster import nodes_table
 from diptych.cli.status import workers_table
 from diptych.core.cache_status import CacheStatus, TierKind, TierState, TierStatus
 from diptych.core.ids import WorkerId
 from diptych.core.messages import PeerAddress, Role, WorkerState, WorkerStatus
-from diptych.core.service import ClusterStatus, WorkerInfo
+from diptych.core.service import ClusterStatus, NodeInfo, WorkerInfo
 
 NUM_BLOCKS = 43210
 TIER = TierStatus(
@@ -79,9 +80,9 @@ def status() -> dict[str, Any]:
     return built
 
 
-def printed(table: Table) -> list[str]:
-    """Return the lines that 80 columns show, with single spaces."""
-    console = Console(file=StringIO(), width=80)
+def printed(table: Table, width: int = 80) -> list[str]:
+    """Return the lines that so many columns show, with single spaces."""
+    console = Console(file=StringIO(), width=width)
     console.print(table)
     assert isinstance(console.file, StringIO)
     return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
@@ -92,6 +93,35 @@ def test_the_workers_fit_into_80_columns(status: dict[str, Any]) -> None:
     assert head == "worker pid cores state run wait blocks free cached hits MB"
     assert prefill == "prefill-10 4194303 16-31,48-63 ready 128 256 0 0 0 - 1234"
     assert decode == "decode-10 4194303 16-31,48-63 draining 128 256 43210 12345 30000 100% 1234"
+
+
+def test_machines_show_what_the_width_allows(status: dict[str, Any]) -> None:
+    far = status["workers"]["decode-10"]
+    far["address"]["node"] = "rack2"
+    node = NodeInfo(
+        state="joined",
+        address="192.168.100.200",
+        key_name="node",
+        version="0.1.0",
+        engine="openvino bf16 KV",
+        num_cores=64,
+        segment_bytes=64_000_000_000,
+        workers=[WorkerId("rack2.decode-10")],
+        joined_for_s=1.0,
+        silent_s=0.2,
+        round_trip_s=0.0125,
+        clock_offset_s=-3600.0,
+    )
+    status["nodes"] = {"rack2": msgspec.to_builtins(node)}
+    head, own, rack2 = printed(nodes_table(status, 200), 200)
+    assert head == "node state address version engine cores workers requests KV silent away clock"
+    assert own == "head ready - - - 32 1/1 3 - - - -"
+    assert rack2 == ("rack2 joined 192.168.100.200 0.1.0 openvino bf16 KV 64 0/1 3 64.00 GB 0.2 s 12.50 ms -3600.000 s")
+    head, _, rack2 = printed(nodes_table(status, 80))
+    assert head == "node state address cores workers requests silent away clock"
+    assert rack2 == "rack2 joined 192.168.100.200 64 0/1 3 0.2 s 12.50 ms -3600.000 s"
+    head, *_ = printed(nodes_table(status, 70), 70)
+    assert head == "node state address workers requests silent clock"
 
 
 def test_the_caches_fit_into_80_columns() -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 import pytest
 from tests.cluster.conftest import MODELED, Cluster, node_state, open_streams, wait_until_serving
@@ -104,6 +105,7 @@ def test_the_status_of_all_machines_is_shown(server: LiveServer) -> None:
     lines = [re.split(r"\s+", line.strip()) for line in shown.output.splitlines()]
     by_name = {line[0]: line for line in lines if line[0]}
     assert by_name["rack1"][1] == by_name["rack2"][1] == "joined"
+    assert all(ip_address(by_name[name][2]).version == 4 for name in ("rack1", "rack2"))
     assert by_name["head"][1] == "ready"
     assert "rack2.decode-0" in by_name
 

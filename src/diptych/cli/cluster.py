@@ -8,7 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.cli.status import DEFAULT_URL, ApiKey, CaCert, Url, remote_of, workers_table
+from diptych.core.addresses import HEAD_NODE
 from diptych.launch.server import fetch_status, order_node
+
+TEXTS = ("node", "state", "address", "version", "engine")
+NUMBERS = ("cores", "workers", "requests", "KV", "silent", "away", "clock")
+EXPENDABLE = ("version", "engine", "KV", "cores", "away")
+"""Columns that a narrow terminal does without, the first one first; `--json` has them all."""
 
 cluster_app = typer.Typer(help="See and change which machines serve together.", no_args_is_help=True)
 
@@ -26,7 +32,7 @@ def status_command(
         typer.echo(json.dumps({"nodes": status["nodes"], "workers": status["workers"]}, indent=2))
         return
     console = Console()
-    console.print(nodes_table(status))
+    console.print(nodes_table(status, console.width))
     console.print()
     console.print(workers_table(status))
     for worker_id, info in status["workers"].items():
@@ -46,41 +52,51 @@ def drain_command(
     Console(stderr=True).print(f"{node} is leaving")
 
 
-def nodes_table(status: dict[str, Any]) -> Table:
-    """Return a table of `ClusterStatus` as JSON, a row a machine; the router's own comes first."""
+def nodes_table(status: dict[str, Any], width: int) -> Table:
+    """Return a table of `ClusterStatus` as JSON, a row a machine; the router's own comes first.
+
+    It leaves out what `EXPENDABLE` names as far as it is wider than `width` characters.
+    """
+    own: list[dict[str, Any]] = []
+    by_node: dict[str, list[dict[str, Any]]] = {"": own, HEAD_NODE: own, **{name: [] for name in status["nodes"]}}
+    for info in status["workers"].values():
+        by_node.setdefault(info["address"]["node"], []).append(info)
+    rows = [{"node": HEAD_NODE, "state": status["health"], "cores": _num_cores(own), **_counts(own)}]
+    rows += [_node_row(name, node, by_node[name]) for name, node in status["nodes"].items()]
+    headings = [*TEXTS, *NUMBERS]
+    for heading in EXPENDABLE:
+        if sum(max(len(row.get(one, "-")) for row in [*rows, {one: one}]) + 1 for one in headings) <= width + 1:
+            break
+        headings.remove(heading)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for heading in ("node", "state", "address", "version", "engine"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("cores", "workers", "requests", "KV", "silent", "away", "clock"):
-        table.add_column(heading, no_wrap=True, justify="right")
-    workers = status["workers"].values()
-    by_node: dict[str, list[dict[str, Any]]] = {"": [], **{name: [] for name in status["nodes"]}}
-    for info in workers:
-        by_node.setdefault(info["address"]["node"].replace("head", ""), []).append(info)
-    own = by_node.pop("")
-    table.add_row("head", status["health"], "-", "-", "-", _num_cores(own), *_counts(own), "-", "-", "-", "-")
-    for name, node in status["nodes"].items():
-        table.add_row(
-            name,
-            node["state"],
-            node["address"],
-            node["version"],
-            node["engine"],
-            str(node["num_cores"]),
-            *_counts(by_node.get(name, [])),
-            f"{node['segment_bytes'] / 1e9:.2f} GB",
-            f"{node['silent_s']:.1f} s",
-            f"{1000 * node['round_trip_s']:.2f} ms",
-            f"{node['clock_offset_s']:+.3f} s",
-        )
+    for heading in headings:
+        table.add_column(heading, no_wrap=True, justify="left" if heading in TEXTS else "right")
+    for row in rows:
+        table.add_row(*(row.get(heading, "-") for heading in headings))
     return table
+
+
+def _node_row(name: str, node: dict[str, Any], workers: list[dict[str, Any]]) -> dict[str, str]:
+    return {
+        "node": name,
+        "state": node["state"],
+        "address": node["address"],
+        "version": node["version"],
+        "engine": node["engine"],
+        "cores": str(node["num_cores"]),
+        **_counts(workers),
+        "KV": f"{node['segment_bytes'] / 1e9:.2f} GB",
+        "silent": f"{node['silent_s']:.1f} s",
+        "away": f"{1000 * node['round_trip_s']:.2f} ms",
+        "clock": f"{node['clock_offset_s']:+.3f} s",
+    }
 
 
 def _num_cores(workers: list[dict[str, Any]]) -> str:
     return str(len({core for info in workers for core in info["status"]["cores"]}))
 
 
-def _counts(workers: list[dict[str, Any]]) -> tuple[str, str]:
+def _counts(workers: list[dict[str, Any]]) -> dict[str, str]:
     """Return how many workers take requests, and how many requests they have."""
     num_ready = sum(info["status"]["state"] == "ready" for info in workers)
-    return f"{num_ready}/{len(workers)}", str(sum(info["num_assigned"] for info in workers))
+    return {"workers": f"{num_ready}/{len(workers)}", "requests": str(sum(info["num_assigned"] for info in workers))}

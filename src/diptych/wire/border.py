@@ -35,6 +35,8 @@ RECONNECT_MS, RECONNECT_MAX_MS = 100, 1_000
 REFUSED_AFTER_S = 5.0
 """Without a connection for so long, a new one is begun: ZeroMQ does not try again where its key was refused."""
 USER_ID, PEER_ADDRESS = "User-Id", "Peer-Address"
+IPV4_IN_IPV6 = "::ffff:"
+"""Before the address of who comes by IPv4: one socket listens for both."""
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +149,8 @@ class RouterBorder:
                 if message is not None:
                     key_name = self._allowed.get(str(frames[1].get(USER_ID)).encode())
                     if key_name is not None:
-                        return Arrival(frames[0].bytes, key_name, str(frames[1].get(PEER_ADDRESS)), message)
+                        ip = str(frames[1].get(PEER_ADDRESS)).removeprefix(IPV4_IN_IPV6)
+                        return Arrival(frames[0].bytes, key_name, ip, message)
                     self.dropped.add("it came with a key that was allowed and is not any more")
             else:
                 self.dropped.add(f"{len(frames)} parts that are no message of Diptych's")
