@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.live_server import PATIENCE_S, eventually
+from tests.ports import free_port
 
 CLIENT_TTL_S = 2
 """How long the master believes in a machine of which it hears nothing."""
@@ -25,13 +26,6 @@ while any(len(store.get_replica_desc(key)) < int(number) for key in keys):
     time.sleep(0.1)
 os._exit(0)
 """
-
-
-def free_port() -> int:
-    """Return a port that nobody listens at."""
-    with socket.create_server((HOST, 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def _program(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +13,13 @@ import pytest
 from tests.cluster.hosts import Host
 from tests.live_process import Command, StartCommand
 from tests.live_server import LiveServer, Prompt, Stream, eventually
+from tests.ports import free_port
 
 from diptych.wire.cluster_keys import create_keys
 
 NODE_TIMEOUT_S = 1.5
+MOST_ROUTERS = 2
+"""Of a cluster; each listens at a port of its own, one after the other."""
 MODELED = ("--engine", "modeled", "--kv-bytes", "2MB")
 
 
@@ -31,18 +33,12 @@ def one_core(number: int) -> tuple[str, str]:
     return "--cores", str(cores[number % len(cores)])
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
 class Cluster:
     """A router's machine, and those that join it."""
 
     def __init__(self, start: StartCommand, folder: Path, *serve: str) -> None:
         self._start = start
-        self.port = free_port()
+        self.port = free_port(MOST_ROUTERS)
         self.keys = folder
         create_keys(folder, ["node", "other"])
         self.head: Command = start(

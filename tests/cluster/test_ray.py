@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cluster.conftest import MODELED, NODE_TIMEOUT_S, free_port, wait_until_serving
+from tests.cluster.conftest import MODELED, NODE_TIMEOUT_S, wait_until_serving
 from tests.live_process import Command, StartCommand
 from tests.live_server import LiveServer, eventually
 from tests.modeled_answers import expected_text, make_prompt
+from tests.ports import free_port
 
 from diptych.frontend.text.tokenizer import Tokenizer
 from diptych.launch.run_directory import RunDirectory
