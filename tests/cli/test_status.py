@@ -116,7 +116,7 @@ def test_machines_show_what_the_width_allows(status: dict[str, Any]) -> None:
     head, own, rack2 = printed(nodes_table(status, 200), 200)
     assert head == "node state address version engine cores workers requests KV silent away clock"
     assert own == "head ready - - - 32 1/1 3 - - - -"
-    assert rack2 == ("rack2 joined 192.168.100.200 0.1.0 openvino bf16 KV 64 0/1 3 64.00 GB 0.2 s 12.50 ms -3600.000 s")
+    assert rack2 == "rack2 joined 192.168.100.200 0.1.0 openvino bf16 KV 64 0/1 3 64.00 GB 0.2 s 12.50 ms -3600.000 s"
     head, _, rack2 = printed(nodes_table(status, 80))
     assert head == "node state address cores workers requests silent away clock"
     assert rack2 == "rack2 joined 192.168.100.200 64 0/1 3 0.2 s 12.50 ms -3600.000 s"

@@ -83,11 +83,11 @@ def test_knots_grow_in_tokens_and_never_fall_in_time() -> None:
 def test_the_curve_is_flat_until_the_arithmetic_is_busy() -> None:
     one = shape("llama-3-8b", device="h100")
     ideal = Efficiency(operations=1, attention_operations=1, bandwidth=1, layer_s=0)
-    saturated = round(989e12 / 3.35e12)  # operations a byte; 2 of each a parameter
     costs = stage_costs(one, ideal)
-    assert costs.pass_s(round(0.9 * saturated)) == pytest.approx(costs.pass_s(1), rel=0.02)
-    assert costs.pass_s(4 * saturated) == pytest.approx(4 * costs.pass_s(1), rel=0.1)
-    assert costs.pass_s(8 * saturated) == pytest.approx(2 * costs.pass_s(4 * saturated), rel=0.02)
+    saturated = max(num_tokens for num_tokens, seconds in costs.knots if seconds < 1.02 * costs.pass_s(1))
+    assert saturated == pytest.approx(989e12 / 3.35e12, rel=0.1)  # operations a byte; 2 of each a parameter
+    assert costs.pass_s(saturated) == pytest.approx(costs.pass_s(1), rel=0.02)
+    assert costs.pass_s(4 * saturated) == pytest.approx(4 * costs.pass_s(1), rel=0.02)
 
 
 def test_ranks_pay_for_telling_each_other_and_stages_for_handing_on() -> None:
@@ -120,3 +120,4 @@ def test_fits_are_taken_where_there_are_any() -> None:
 def test_a_step_goes_through_all_stages() -> None:
     one, two = (estimate_worker(shape("opt-66b", 4, pp), Role.DECODE) for pp in (1, 2))
     assert 2 * two.stage.answers_s(8, 500) == pytest.approx(one.stage.answers_s(8, 500), rel=0.02)
+    assert two.stage.answers_s(8, 500) < 0.55 * one.stage.answers_s(8, 500)

@@ -1,6 +1,8 @@
 """`diptych cluster`: the machines that serve together."""
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -57,15 +59,15 @@ def nodes_table(status: dict[str, Any], width: int) -> Table:
 
     It leaves out what `EXPENDABLE` names as far as it is wider than `width` characters.
     """
-    own: list[dict[str, Any]] = []
-    by_node: dict[str, list[dict[str, Any]]] = {"": own, HEAD_NODE: own, **{name: [] for name in status["nodes"]}}
+    by_node: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for info in status["workers"].values():
-        by_node.setdefault(info["address"]["node"], []).append(info)
+        by_node[info["address"]["node"] or HEAD_NODE].append(info)
+    own = by_node[HEAD_NODE]
     rows = [{"node": HEAD_NODE, "state": status["health"], "cores": _num_cores(own), **_counts(own)}]
     rows += [_node_row(name, node, by_node[name]) for name, node in status["nodes"].items()]
     headings = [*TEXTS, *NUMBERS]
     for heading in EXPENDABLE:
-        if sum(max(len(row.get(one, "-")) for row in [*rows, {one: one}]) + 1 for one in headings) <= width + 1:
+        if _width(headings, rows) <= width:
             break
         headings.remove(heading)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -74,6 +76,12 @@ def nodes_table(status: dict[str, Any], width: int) -> Table:
     for row in rows:
         table.add_row(*(row.get(heading, "-") for heading in headings))
     return table
+
+
+def _width(headings: Sequence[str], rows: Sequence[dict[str, str]]) -> int:
+    """Return how many characters the longest cells take, with one between two of them."""
+    widest = [max(len(heading), *(len(row.get(heading, "-")) for row in rows)) for heading in headings]
+    return sum(widest) + len(widest) - 1
 
 
 def _node_row(name: str, node: dict[str, Any], workers: list[dict[str, Any]]) -> dict[str, str]:

@@ -16,7 +16,7 @@ epoch is not the writer's is not the writer's to write.
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -196,6 +196,11 @@ class SegmentHeader:
         entry["owner"] = name
         write_sealed(self._extents, (np.array([extent]),), entry.view(np.uint64).reshape(1, ENTRY_WORDS))
         return epoch + 1
+
+    def lease_extents(self, extents: Iterable[int], owner: WorkerId) -> None:
+        """Lease extents to `owner`, whatever their epochs are. Raises and is called as `lease_extent`."""
+        for extent in extents:
+            self.lease_extent(extent, owner, self.extent_epoch(extent))
 
     def extent_epoch(self, extent: int) -> int:
         """Return how often the extent was leased."""

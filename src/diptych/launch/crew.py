@@ -87,8 +87,7 @@ class Crew:
             extent_blocks=EXTENT_BLOCKS,
         )
         for worker_id, extents in plan.extents.items():
-            for extent in extents:
-                header.lease_extent(extent, worker_id, header.extent_epoch(extent))
+            header.lease_extents(extents, worker_id)
         header.close()
 
     def lease(self, agreement: Agreement) -> None:

@@ -39,7 +39,6 @@ def lease_again(segment_descriptor: int, seat: Seat, extents: Sequence[int]) -> 
     assert seat.worker_id is not None
     segment = Segment(segment_descriptor)
     header = SegmentHeader.open(segment.view(0, segment.num_bytes))
-    for extent in extents:
-        header.lease_extent(extent, seat.worker_id, header.extent_epoch(extent))
+    header.lease_extents(extents, seat.worker_id)
     header.close()
     segment.close()

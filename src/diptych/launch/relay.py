@@ -117,7 +117,7 @@ class Relay:
         self._is_closing = False
         self._leave_until_s: float | None = None
         """When the workers are to have ended, once the machine wants to leave."""
-        self._is_leaving = False
+        self._has_told_leaving = False
         """Whether the router of this session has been told."""
         self._last_reason = ""
         self._join: Join | None = None
@@ -190,8 +190,8 @@ class Relay:
     def _on_time(self, now_s: float) -> None:
         if self._state is not _State.OUT and now_s > self._heard_s + self._timeout_s:
             self._go_out(f"nothing has been heard of the router for {now_s - self._heard_s:.1f} s")
-        if self._state is _State.IN and self._leave_until_s is not None and not self._is_leaving:
-            self._is_leaving = True
+        if self._state is _State.IN and self._leave_until_s is not None and not self._has_told_leaving:
+            self._has_told_leaving = True
             timeout_s = max(self._leave_until_s - now_s, 0.0)
             self._send(Leaving(node=self._orders.node, session=self._session, timeout_s=timeout_s))
         if now_s < self._next_word_s:
@@ -258,7 +258,7 @@ class Relay:
     def _on_welcome(self, session: int) -> None:
         self._state, self._session, self._heard_s = _State.IN, session, self._clock.now_s()
         self._last_reason = ""
-        self._is_leaving = False
+        self._has_told_leaving = False
         self._drop_all()
         self._greet()
         self.is_in.set()

@@ -64,4 +64,8 @@ class Seat:
     def enter(self, state: SeatState, now_s: float) -> None:
         """Go on to another state."""
         self.state = state
+        self.hear(now_s)
+
+    def hear(self, now_s: float) -> None:
+        """Note that it has just been heard of."""
         self.heard_s, self.starvation = now_s, None

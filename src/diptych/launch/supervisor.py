@@ -181,7 +181,7 @@ class Supervisor:
                 if seat.state is SeatState.WARMING:
                     log.warning("%s is up again", seat.name)
                     seat.enter(SeatState.UP, now_s)
-                seat.heard_s, seat.starvation = now_s, None
+                seat.hear(now_s)
             case Fenced(worker_id=worker_id) if worker_id in self._workers:
                 fence.on_fenced(self._workers[worker_id], seat, message)
             case Unheard(worker_id=worker_id, incarnation=incarnation) if seat.worker_id is not None:

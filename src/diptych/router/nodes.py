@@ -243,7 +243,7 @@ class NodeOffice:
         if will_return:
             log.warning("machine %s %s; what it had goes on elsewhere", node, reason)
         router.on_node_lost(list(session.join.workers), f"machine {node} {reason}", will_return=will_return)
-        if was_leaving:  # it wanted to go, and is gone: its last word was lost
+        if was_leaving:  # it wanted to go, and is gone
             self._forget(session, router)
 
     def _forget(self, session: NodeSession, router: HearsOfNodes) -> None:
