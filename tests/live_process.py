@@ -120,5 +120,10 @@ class Command:
         self.process.wait(PATIENCE_S)
 
 
+def state_of(pid: int | str) -> str:
+    """Return the letter by which the kernel tells a process's state. Raises: OSError if there is none of that id."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 StartCommand = Callable[..., Command]
 """Runs `diptych` with the given arguments, at most until the test ends."""

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.live_process import state_of
 from tests.live_server import eventually
 
 from diptych.bench.target import ApiOptions, Target
@@ -85,7 +86,7 @@ def is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "Z" not in state_of(pid)
 
 
 def test_a_command_that_is_not_there() -> None:

@@ -4,9 +4,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from tests.live_process import state_of
 
 from diptych.core.control import StartFailure
 from diptych.core.logs import LogSettings
@@ -31,7 +31,7 @@ def other_of(child: ChildProcess) -> int:
 def has_gone(pid: int) -> bool:
     """Tell whether a process has ended; one that nobody reaps has."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return state_of(pid) == "Z"
     except OSError:
         return True
 

@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
+from tests.live_process import state_of
 from tests.live_server import eventually
 
 from diptych.launch.starvation import Starvation
@@ -27,10 +27,6 @@ def python_on_one_core(code: str) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
-
-
-def state_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def waited_s(starvation: Starvation, duration_s: float) -> float:

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.live_process import state_of
 
 from diptych.core.errors import ModelError
 from diptych.models.child import Deadlines, Program, run_program
@@ -22,7 +23,7 @@ def _python(code: str, *arguments: str, deadlines: Deadlines = SOON, env: dict[s
 
 def _is_running(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = state_of(pid)
     except FileNotFoundError:
         return False
     return state != "Z"

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.live_process import state_of
 from tests.transfer.machines import Machine, outcome, scripted_carrier, wait_for
 
 from diptych.core.errors import TransferError
@@ -141,6 +142,6 @@ def kill_carrier(machine: Machine) -> None:
 def is_running(pid: str) -> bool:
     """Tell whether a process lives; one that nobody reaps does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return state_of(pid) != "Z"
     except OSError:
         return False
